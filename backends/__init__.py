@@ -1,0 +1,173 @@
+"""Backend registry: a name, its module, and why it cannot run here if it cannot.
+
+Importing this package imports no framework. `load(name)` does, once, when a run asks for it.
+"""
+
+import importlib
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from core.backend import Availability, CreateBackend
+from core.checkpoint import Checkpoint, Meta, open_npz, write_npz
+from core.errors import PippinError
+
+MODULES = {
+    "mlx": "backends.mlx",
+    "mps": "backends.torch_mps",
+    "cuda": "backends.cuda",
+    "cpu": "backends.torch_common",
+}
+SUFFIX = {"mlx": ".npz", "mps": ".pt", "cuda": ".pt", "cpu": ".pt"}
+MIN_TORCH = (2, 11)
+MIN_TORCH_MPS = (2, 12)
+MIN_MLX = (0, 32, 2)
+
+
+@dataclass(frozen=True)
+class CheckpointFormat:
+    """Reader and writer of one checkpoint suffix."""
+
+    suffix: str
+    open: Callable[[Path], Checkpoint]
+    write: Callable[[Path, Meta, Iterable[tuple[str, np.ndarray[Any, Any]]]], Path]
+
+
+def checkpoint_format(suffix: str) -> CheckpointFormat:
+    """The format of a suffix: `.npz` needs numpy alone, `.pt` needs torch.
+
+    Raises:
+        PippinError: P306 for another suffix, P501 where torch is needed and missing.
+    """
+    if suffix == ".npz":
+        return CheckpointFormat(".npz", open_npz, write_npz)
+    if suffix == ".pt":
+        if importlib.util.find_spec("torch") is None:
+            raise PippinError(
+                "P501",
+                "a .pt checkpoint needs torch, which is not installed.",
+                remedy="pip install torch",
+            )
+        module = importlib.import_module("backends.torch_common.checkpoint")
+        return CheckpointFormat(".pt", module.open_pt, module.write_pt)
+    raise PippinError(
+        "P306", f"no checkpoint format has the suffix {suffix!r}.", choices=(".npz", ".pt")
+    )
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint file of either suffix.
+
+    Raises:
+        PippinError: P303 to P306 for a file that cannot be used.
+    """
+    return checkpoint_format(path.suffix).open(path)
+
+
+def available() -> dict[str, Availability]:
+    """Every backend by name, in the order in which `auto` prefers them."""
+    return {name: _check(name) for name in MODULES}
+
+
+def load(name: str) -> CreateBackend:
+    """Import a backend and return its `create`.
+
+    Raises:
+        PippinError: P501 if its package or device is missing, P502 for a version known to be wrong.
+    """
+    state = _check(name)
+    if not state.ok:
+        code = "P502" if state.reason.startswith("needs") else "P501"
+        others = [n for n, a in available().items() if a.ok]
+        raise PippinError(
+            code,
+            f"backend {name} cannot run here: {state.reason}.",
+            choices=others,
+            remedy=state.remedy,
+            kept="nothing was started.",
+        )
+    return cast(CreateBackend, importlib.import_module(MODULES[name]).create)
+
+
+def _check(name: str) -> Availability:
+    if name not in MODULES:
+        raise PippinError("P501", f"no backend is called {name!r}.", choices=tuple(MODULES))
+    if sys.platform == "darwin" and platform.machine() == "x86_64" and _is_apple_silicon():
+        return Availability(
+            name,
+            False,
+            "needs an arm64 Python; this one is an Intel build running under Rosetta",
+            "brew install python@3.12, then remove .venv and run make run again",
+        )
+    return _check_mlx() if name == "mlx" else _check_torch(name)
+
+
+def _check_mlx() -> Availability:
+    version = _version("mlx")
+    if version is None or importlib.util.find_spec("mlx.core") is None:
+        extra = "mlx" if sys.platform == "darwin" else '"mlx[cpu]"'
+        return Availability("mlx", False, "the package mlx is missing", f"pip install {extra}")
+    if _numbers(version) < MIN_MLX:
+        return Availability(
+            "mlx", False, f"needs mlx >= 0.32.2, found {version}", "pip install -U mlx"
+        )
+    try:
+        importlib.import_module("backends.mlx.runtime").import_mlx()
+    except ImportError as error:
+        extra = "mlx" if sys.platform == "darwin" else '"mlx[cpu]"'
+        return Availability("mlx", False, f"mlx does not import ({error})", f"pip install {extra}")
+    return Availability("mlx", True, versions={"mlx": version})
+
+
+def _check_torch(name: str) -> Availability:
+    version = _version("torch")
+    if version is None:
+        return Availability(name, False, "the package torch is missing", "pip install torch")
+    if _numbers(version) < MIN_TORCH:
+        return Availability(
+            name, False, f"needs torch >= 2.11, found {version}", "pip install -U torch"
+        )
+    versions = {"torch": version}
+    if name == "cpu":
+        return Availability(name, True, versions=versions)
+    if name == "mps" and sys.platform != "darwin":
+        return Availability(
+            name, False, "MPS is Apple's; this machine is not a Mac", "--backend cpu"
+        )
+    if name == "mps" and _numbers(version) < MIN_TORCH_MPS:
+        return Availability(
+            name, False, f"needs torch >= 2.12 on MPS, found {version}", "pip install -U torch"
+        )
+    torch = importlib.import_module("torch")
+    present = torch.backends.mps.is_available() if name == "mps" else torch.cuda.is_available()
+    if not present:
+        return Availability(name, False, f"torch {version} sees no {name} device", "--backend cpu")
+    return Availability(name, True, versions=versions)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split("+")[0].split(".")
+    return tuple(int("".join(c for c in p if c.isdigit()) or 0) for p in parts[:3])
+
+
+def _is_apple_silicon() -> bool:
+    import subprocess
+
+    out = subprocess.run(
+        ["/usr/sbin/sysctl", "-n", "hw.optional.arm64"], capture_output=True, text=True, check=False
+    )
+    return out.stdout.strip() == "1"

@@ -1,0 +1,81 @@
+"""What is special about NVIDIA GPUs, and nothing else.
+
+Fused causal attention, pinned copies that overlap with the step before, real memory counters, and
+deterministic kernels, so that a resumed run equals an uninterrupted one bit for bit.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backends.torch_common.device import DTYPES, compile_static, expand_heads
+from core.backend import DeviceInfo, MemoryStats
+from core.config.schema import RunConfig
+
+# Compute capability of Ampere, the first with bfloat16 units.
+BF16_CAPABILITY = (8, 0)
+
+
+class CudaPolicy:
+    """One NVIDIA GPU: the current device."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.name = "cuda"
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.compute_dtype = DTYPES[config.train.precision]
+        self.loss_chunk_elements = 1 << 28  # 1 GiB of float32
+        self.key_block = 64
+        # Read by cuBLAS when its handle is made; without it matmuls may differ from run to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
+
+    def place(self, array: NDArray[Any]) -> Tensor:
+        """The array on the device; the pinned copy is alive until the stream has read it."""
+        pinned = torch.from_numpy(np.ascontiguousarray(array)).pin_memory()
+        return pinned.to(self.device, non_blocking=True)
+
+    def prepare_mask(self, mask: Tensor | None, length: int) -> Tensor | None:
+        return mask
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        causal = mask is None and q.shape[2] > 1
+        # Without expanding, masked and float32 attention would fall back to the unfused kernel.
+        k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+    def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return compile_static(function)
+
+    def info(self) -> DeviceInfo:
+        free_and_total = torch.cuda.mem_get_info(self.device)
+        return DeviceInfo(
+            backend=self.name,
+            framework=f"torch {torch.__version__}",
+            device=torch.cuda.get_device_name(self.device),
+            budget_bytes=int(free_and_total[1]),
+            native_bf16=torch.cuda.get_device_capability(self.device) >= BF16_CAPABILITY,
+        )
+
+    def memory(self, *, reset_peak: bool) -> MemoryStats:
+        active = torch.cuda.memory_allocated(self.device)
+        stats = MemoryStats(
+            active_bytes=active,
+            peak_bytes=torch.cuda.max_memory_allocated(self.device),
+            cached_bytes=torch.cuda.memory_reserved(self.device) - active,
+        )
+        if reset_peak:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        return stats
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+    def release(self) -> None:
+        """The caching allocator serves all shapes from one pool: nothing to give back."""

@@ -1,0 +1,431 @@
+"""`MlxBackend`: core's Backend on MLX's default device: Metal, or MLX's CPU and CUDA builds.
+
+Parameters live in a flat dict by canonical name; the modules are filled from it. A step is a pure
+function of arrays, compiled where `train.compile`, and whatever varies from step to step enters as an
+array. It is evaluated before `train_step` returns, so no graph outlives it. Arrays are made in the
+calling thread alone: MLX cannot evaluate those of another. World size is 1.
+
+Legend: B rows, T tokens of a row, V vocab_size.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+from numpy.typing import NDArray
+
+from backends import checkpoint_format
+from backends.mlx.losses import pretrain_loss, token_nll
+from backends.mlx.model import KVCache, Transformer
+from backends.mlx.optim import (
+    SCALER_FIELDS,
+    Arrays,
+    LossScaler,
+    Optimizer,
+    clip_scale,
+    global_norm,
+)
+from backends.mlx.runtime import device_facts, is_metal, limit_memory
+from core.backend import (
+    Batch,
+    Cache,
+    DeviceInfo,
+    Float32,
+    Int32,
+    Lazy,
+    MemoryStats,
+    Mode,
+    Pending,
+    Scores,
+    StepHyper,
+    dropout_row_keys,
+)
+from core.checkpoint import Checkpoint, Meta, check_checkpoint
+from core.config.schema import RunConfig
+from core.errors import EXIT_FAULT, PippinError, all_problems
+from core.params import ParamSpec, slot_specs
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+# Logits that the loss holds at a time: on a CPU what stays in its cache, on a GPU what fills it.
+LOSS_CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 24}
+# Apple GPUs compute bfloat16 natively from the M2 on, architecture "applegpu_g14".
+FIRST_BF16_GENERATION = 14
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A save that is done."""
+
+    path: Path
+
+    def result(self) -> Path:
+        return self.path
+
+
+class MlxBackend:
+    """A model on MLX's default device, with an optimizer in mode "train"."""
+
+    def __init__(self, config: RunConfig, specs: Sequence[ParamSpec], *, mode: Mode) -> None:
+        self.name, self.suffix = "mlx", ".npz"
+        self.rank, self.world_size = 0, 1
+        self.config, self.mode = config, mode
+        self.specs = tuple(specs)
+        self.on_gpu = mx.default_device() == mx.Device(mx.gpu)
+        self.model = Transformer(
+            config.model,
+            DTYPES[config.train.precision],
+            gradient_checkpointing=config.train.gradient_checkpointing,
+            loss_chunk_elements=LOSS_CHUNK_ELEMENTS["gpu" if self.on_gpu else "cpu"],
+        )
+        self.model.reserve(config.data.seq_len)
+        self._params: Arrays = dict(tree_flatten(self.model.parameters()))
+        _check_table(self._params, self.specs)
+        self._release = limit_memory(mx, fraction=config.train.memory_fraction, mode=mode)
+        self._optimizer: Optimizer | None = None
+        self._state: Arrays = {}
+        if mode == "train":
+            self._optimizer = Optimizer(config.train, self.specs)
+            self._state = self._optimizer.initial_state()
+        self._scaler = LossScaler(config.train.precision)
+        self._scaler_state = self._scaler.load({})
+        # A step has two shapes: whole, or gradients of each micro-batch and then the update.
+        compiled: Callable[..., Any] = mx.compile if config.train.compile else lambda f: f
+        self._whole = compiled(self._whole_step)
+        self._gradients = compiled(self._micro_gradients)
+        self._update = compiled(self._apply_gradients)
+        self._ran_once = not config.train.compile
+
+    def device_info(self) -> DeviceInfo:
+        facts = device_facts(mx)
+        budget = facts.get("max_recommended_working_set_size") or facts.get("total_memory")
+        return DeviceInfo(
+            backend=self.name,
+            framework=f"mlx {_mlx_version()}",
+            device=str(facts.get("device_name", mx.default_device())),
+            budget_bytes=int(budget) if self.on_gpu and budget else None,
+            native_bf16=self.on_gpu and _native_bf16(str(facts.get("architecture", ""))),
+        )
+
+    def load(self, ckpt: Checkpoint, *, optimizer: bool = True) -> None:
+        """Copy a checkpoint in, tensor by tensor, after its names and shapes were checked.
+
+        Raises:
+            PippinError: P302 to P304 if it does not fit this model and optimizer.
+        """
+        wanted = optimizer and self._optimizer is not None
+        slots = slot_specs(self.config.train.optimizer, self.specs) if wanted else None
+        check_checkpoint(ckpt, self.specs, slots)
+        for spec in self.specs:
+            keep = self.mode == "train" or spec.group == "vector"
+            value = self._read(ckpt, spec.name)
+            self._params[spec.name] = value if keep else value.astype(self.model.dtype)
+            # One by one, so that no tensor is held twice for long.
+            mx.eval(self._params[spec.name])
+        self._install(self._params)
+        if slots is None:
+            return
+        held = set(ckpt.names)
+        for slot in slots:
+            present = slot.key in held
+            self._state[slot.key] = self._read(ckpt, slot.key) if present else mx.zeros(slot.shape)
+            mx.eval(self._state[slot.key])
+        self._scaler_state = self._scaler.load(ckpt.meta.backend_state)
+
+    def _read(self, ckpt: Checkpoint, name: str) -> mx.array:
+        array = mx.array(ckpt.read(name))
+        array = array.view(mx.bfloat16) if array.dtype == mx.uint16 else array
+        return array.astype(mx.float32)
+
+    def save(self, path: Path, meta: Meta, *, optimizer: bool = True) -> Pending:
+        """Write a checkpoint in the format of the path's suffix.
+
+        Raises:
+            PippinError: P307 if it cannot be written.
+        """
+        filled = replace(
+            meta,
+            dtypes={name: "float32" for name, _ in self._tensors(optimizer=optimizer)},
+            backend={"name": self.name, "framework": "mlx", "version": _mlx_version()},
+            backend_state=self.backend_state(),
+        )
+        done = checkpoint_format(path.suffix).write(path, filled, self.tensors(optimizer=optimizer))
+        return Saved(done)
+
+    def _tensors(self, *, optimizer: bool) -> Iterator[tuple[str, mx.array]]:
+        yield from ((spec.name, self._params[spec.name]) for spec in self.specs)
+        if optimizer:
+            yield from self._state.items()
+
+    def tensors(self, *, optimizer: bool = True) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Canonical names and float32 arrays, one at a time."""
+        for name, value in self._tensors(optimizer=optimizer):
+            yield name, np.array(value.astype(mx.float32))
+
+    def backend_state(self) -> dict[str, float]:
+        return {name: float(self._scaler_state[name]) for name in SCALER_FIELDS}
+
+    def train_step(self, micro: Sequence[Batch], hyper: StepHyper) -> Mapping[str, Lazy]:
+        """One optimizer step over all micro-batches.
+
+        Raises:
+            PippinError: P204 for a token id out of range, P101 out of memory, P502 if compiling fails.
+        """
+        if self._optimizer is None:
+            raise PippinError(
+                "P001", "train_step on a backend made to infer.", exit_code=EXIT_FAULT
+            )
+        for batch in micro:
+            self._check_tokens(batch.tokens, batch.targets)
+        try:
+            return self._train_step(micro, hyper)
+        except (RuntimeError, ValueError) as error:
+            raise self._explain(error) from error
+        finally:
+            # Tracing leaves placeholders in the modules.
+            self._install(self._params)
+            self._ran_once = True
+
+    def _train_step(self, micro: Sequence[Batch], hyper: StepHyper) -> Arrays:
+        numbers = self._numbers(hyper)
+        if len(micro) == 1:
+            placed = self._place(micro[0], step=hyper.step)
+            out = self._whole(self._params, self._state, self._scaler_state, placed, numbers)
+        else:
+            objective, grads = self._accumulate(micro, hyper.step, numbers)
+            old = self._params, self._state, self._scaler_state
+            out = self._update(*old, objective, grads, numbers)
+            del old, grads
+        self._params, self._state, self._scaler_state, metrics = out
+        # Nothing holds the old arrays now, so that the new ones can take their memory.
+        self._install(self._params)
+        mx.eval(out)
+        return metrics
+
+    def _accumulate(
+        self, micro: Sequence[Batch], step: int, numbers: Arrays
+    ) -> tuple[mx.array, Arrays]:
+        """Sums over the micro-batches, each evaluated before the next one begins."""
+        objective, total = mx.array(0.0), {}
+        for batch in micro:
+            placed = self._place(batch, step=step)
+            part, grads = self._gradients(self._params, self._scaler_state, placed, numbers)
+            self._install(self._params)
+            objective = objective + part
+            total = {k: total[k] + g for k, g in grads.items()} if total else grads
+            del grads
+            mx.eval(objective, total)
+        return objective, total
+
+    def _whole_step(
+        self, params: Arrays, state: Arrays, scaler: Arrays, batch: Arrays, numbers: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays, Arrays]:
+        objective, grads = self._micro_gradients(params, scaler, batch, numbers)
+        return self._apply_gradients(params, state, scaler, objective, grads, numbers)
+
+    def _micro_gradients(
+        self, params: Arrays, scaler: Arrays, batch: Arrays, numbers: Arrays
+    ) -> tuple[mx.array, Arrays]:
+        """The objective of one micro-batch, which is loss times loss scale, and its gradients."""
+        normalizer = numbers["normalizer"]
+        coefficient = mx.where(normalizer > 0, scaler["loss_scale"] / normalizer, 0.0)
+
+        def objective(params: Arrays) -> mx.array:
+            self._install(params)
+            return pretrain_loss(self.model, coefficient=coefficient, **batch)
+
+        return mx.value_and_grad(objective)(params)
+
+    def _apply_gradients(
+        self,
+        params: Arrays,
+        state: Arrays,
+        scaler: Arrays,
+        objective: mx.array,
+        grads: Arrays,
+        numbers: Arrays,
+    ) -> tuple[Arrays, Arrays, Arrays, Arrays]:
+        """Finite check, norm, clip, decay and update: sections 4, 5 and 7."""
+        scale = scaler["loss_scale"]
+        loss, norm = objective / scale, global_norm(grads) / scale
+        ok, scaler = self._scaler.update(scaler, loss, norm, numbers["normalizer"])
+        factor = clip_scale(norm, numbers["max_grad_norm"]) / scale
+        # A product would keep NaN.
+        grads = {name: mx.where(ok, g * factor, 0.0) for name, g in grads.items()}
+        params, state = self._optimizer.step(params, grads, state, numbers, ok)
+        shown = SCALER_FIELDS if self._scaler.enabled else ("skipped_total", "skipped_in_a_row")
+        counters = {k: scaler[k] for k in shown if k != "good_steps"}
+        return params, state, scaler, {"loss": loss, "grad_norm": norm, **counters}
+
+    def _explain(self, error: Exception) -> Exception:
+        """What a user can act on: memory, or a compiler that does not work here."""
+        if isinstance(error, PippinError):
+            return error
+        text = str(error)
+        if "malloc" in text or "out of memory" in text.lower():
+            return PippinError(
+                "P101",
+                f"the device ran out of memory in a training step ({self.name}).",
+                found=text.splitlines()[0],
+                remedy="halve train.micro_batch_size and double train.grad_accum_steps",
+            )
+        if not self._ran_once:
+            return PippinError(
+                "P502",
+                "mx.compile does not work for this model on this machine.",
+                found=f"{type(error).__name__}: {text.splitlines()[0] if text else ''}",
+                remedy="train.compile=false",
+                kept="no step was taken.",
+            )
+        return error
+
+    def _check_tokens(self, *arrays: Int32) -> None:
+        size = self.config.model.vocab_size
+        for ids in arrays:
+            if ids.size and (ids.min() < 0 or ids.max() >= size):
+                raise PippinError(
+                    "P204",
+                    f"a token id is outside the vocabulary of {size}.",
+                    found=f"ids from {ids.min()} to {ids.max()}",
+                    remedy="prepare the data again with the tokenizer of this model",
+                )
+
+    def _numbers(self, hyper: StepHyper) -> Arrays:
+        """All numbers of a step: a compiled function would keep those of Python for ever."""
+        c = self.config.train
+        numbers = {
+            "momentum": hyper.momentum,
+            "gain": 1 - hyper.momentum,
+            "correct1": 1 - c.beta1**hyper.step,
+            "correct2": 1 - c.beta2**hyper.step,
+            "normalizer": hyper.normalizer,
+            "max_grad_norm": hyper.max_grad_norm,
+        }
+        for group in sorted({spec.group for spec in self.specs}):
+            lr = hyper.lr[group]
+            numbers[f"lr.{group}"] = lr
+            numbers[f"decay.{group}"] = 1 - lr * hyper.weight_decay[group]
+        return {name: mx.array(value, mx.float32) for name, value in numbers.items()}
+
+    def _place(self, batch: Batch, *, step: int) -> Arrays:
+        """What `pretrain_loss` takes, as arrays."""
+        rows = batch.tokens.shape[0]
+        keys = dropout_row_keys(self.config.train.seed, step, batch.row0, rows)
+        arrays = {
+            "tokens": batch.tokens.astype(np.int32),
+            "targets": batch.targets.astype(np.int32),
+            "weights": np.asarray(batch.weights, np.float32),
+            "row_keys": keys,
+        }
+        if batch.segments is not None:
+            arrays["segments"] = batch.segments.astype(np.int32)
+        return {name: mx.array(value) for name, value in arrays.items()}
+
+    def _install(self, params: Arrays) -> None:
+        self.model.update(tree_unflatten(list(params.items())))
+
+    def score(self, batch: Batch) -> Scores:
+        """Loss of every target and whether it is the most likely token; no dropout, no effect.
+
+        Raises:
+            PippinError: P204 for a token id out of range.
+        """
+        self._check_tokens(batch.tokens, batch.targets)
+        self.model.reserve(batch.tokens.shape[1])
+        placed = self._place(batch, step=0)
+        hidden = self.model.hidden(placed["tokens"], placed.get("segments")).flatten(0, 1)
+        targets = placed["targets"].flatten()  # [B*T]
+        size = max(1, self.model.loss_chunk_elements // self.config.model.vocab_size)
+        nll, hit = [], []
+        for start in range(0, targets.size, size):
+            logits = self.model.logits(hidden[start : start + size])
+            target = targets[start : start + size]
+            nll.append(token_nll(logits, target))
+            hit.append(mx.argmax(logits, axis=-1) == target)
+            # Now, so that the logits of one chunk alone are held.
+            mx.eval(nll[-1], hit[-1])
+        shape = batch.tokens.shape
+        return Scores(
+            nll=np.array(mx.concatenate(nll)).reshape(shape),
+            hit=np.array(mx.concatenate(hit)).reshape(shape),
+        )
+
+    def logits(self, tokens: Int32, segments: Int32 | None = None) -> Float32:
+        """Logits float32 `[B, T, V]` of small inputs.
+
+        Raises:
+            PippinError: P204 for a token id out of range.
+        """
+        self._check_tokens(tokens)
+        self.model.reserve(tokens.shape[1])
+        parts = None if segments is None else mx.array(segments.astype(np.int32))
+        hidden = self.model.hidden(mx.array(tokens.astype(np.int32)), parts)
+        return np.array(self.model.logits(hidden))
+
+    def start(self, batch_size: int, max_len: int) -> Cache:
+        """An empty cache for `batch_size` rows of at most `max_len` tokens."""
+        self.model.reserve(max_len)
+        return KVCache(self.config.model, batch_size, max_len, self.model.dtype)
+
+    def decode(self, tokens: Int32, lengths: Int32, cache: Cache) -> Float32:
+        """Append right-padded tokens to each row and return the logits at its last one.
+
+        Raises:
+            PippinError: P204 for a token id out of range, P601 if the cache is full.
+        """
+        if not isinstance(cache, KVCache):
+            raise PippinError("P601", "the cache is not one that this backend started.")
+        self._check_tokens(tokens)
+        placed = mx.array(tokens.astype(np.int32))
+        hidden = self.model.hidden(placed, cache=cache, lengths=lengths)  # [B, T, D]
+        last = mx.array(np.asarray(lengths, np.int32) - 1)
+        logits = self.model.logits(hidden[mx.arange(len(lengths)), last])  # [B, V]
+        mx.eval(logits, cache.keys, cache.values)
+        return np.array(logits)
+
+    def memory(self, *, reset_peak: bool = False) -> MemoryStats:
+        stats = MemoryStats(
+            active_bytes=int(mx.get_active_memory()),
+            peak_bytes=int(mx.get_peak_memory()),
+            cached_bytes=int(mx.get_cache_memory()),
+        )
+        if reset_peak:
+            mx.reset_peak_memory()
+        return stats
+
+    def sum_across(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values
+
+    def synchronize(self) -> None:
+        mx.synchronize()
+
+    def close(self) -> None:
+        mx.clear_cache()
+        self._release()
+
+
+def _check_table(params: Mapping[str, mx.array], specs: Sequence[ParamSpec]) -> None:
+    built = {name: tuple(p.shape) for name, p in params.items()}
+    table = {s.name: s.shape for s in specs}
+    problems = [
+        f"{name}: model {built.get(name, 'has none')}, table {table.get(name, 'has none')}"
+        for name in sorted(built.keys() | table.keys())
+        if built.get(name) != table.get(name)
+    ]
+    if problems:
+        raise all_problems("P503", problems, what="the mlx model and the parameter table differ.")
+
+
+def _mlx_version() -> str:
+    return metadata.version("mlx")
+
+
+def _native_bf16(architecture: str) -> bool:
+    if not is_metal(mx):
+        return True
+    generation = "".join(c for c in architecture.rpartition("_g")[2] if c.isdigit())
+    return int(generation or 0) >= FIRST_BF16_GENERATION

@@ -1,0 +1,271 @@
+"""The optimizer of docs/numerics.md sections 4, 5 and 7: Muon, AdamW, the clip and the loss scaler.
+
+All of it is pure: state goes in and comes out, so that the whole step can be compiled. Numbers that
+change from step to step are arrays; those of the configuration are constants.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import mlx.core as mx
+
+from backends.mlx.layers import fsum
+from core.config.schema import TrainConfig
+from core.params import ParamSpec, slot_specs, uses_muon
+
+Arrays = dict[str, mx.array]
+
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NORM_EPS = 1e-7
+CLIP_EPS = 1e-6
+SCALER_FIELDS = (
+    "loss_scale",
+    "good_steps",
+    "overflows_total",
+    "skipped_total",
+    "skipped_in_a_row",
+)
+
+
+def newton_schulz(x: mx.array, steps: int, dtype: mx.Dtype) -> mx.array:
+    """Towards the nearest orthogonal matrices.
+
+    Args:
+        x: float32 `[N, out, in]`; each matrix has its own normaliser.
+        steps: Iterations.
+        dtype: Dtype of the iterations.
+
+    Returns:
+        float32 `[N, out, in]`, singular values near 1.
+    """
+    norm = mx.sqrt(fsum(mx.square(x), batch_dims=1))[:, None, None]
+    x = (x / (norm + NORM_EPS)).astype(dtype)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.transpose(0, 2, 1)
+    a, b, c = NS_COEFFICIENTS
+    for _ in range(steps):
+        gram = x @ x.transpose(0, 2, 1)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    if tall:
+        x = x.transpose(0, 2, 1)
+    return x.astype(mx.float32)
+
+
+def global_norm(grads: Mapping[str, mx.array]) -> mx.array:
+    """Root of the sum of squares over all tensors, float32."""
+    return mx.sqrt(fsum(mx.stack([fsum(mx.square(g)) for g in grads.values()])))
+
+
+def clip_scale(norm: mx.array, max_grad_norm: mx.array) -> mx.array:
+    """The factor of the clip; 1 where `max_grad_norm` is 0."""
+    return mx.where(max_grad_norm > 0, mx.minimum(1.0, max_grad_norm / (norm + CLIP_EPS)), 1.0)
+
+
+def adamw_update(
+    w: mx.array,
+    g: mx.array,
+    m: mx.array,
+    v: mx.array,
+    *,
+    lr: mx.array,
+    decay: mx.array,
+    first: tuple[mx.array, mx.array],
+    second: tuple[mx.array, mx.array],
+    bias: tuple[mx.array, mx.array],
+    eps: float,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """One AdamW update.
+
+    Args:
+        w: Parameter; `g` its clipped gradient; `m` and `v` its moments. All float32.
+        g: See w.
+        m: See w.
+        v: See w.
+        lr: Learning rate.
+        decay: `1 - lr * weight_decay`.
+        first: Factors of the old first moment and of the gradient, `(b1, 1 - b1)`.
+        second: The same of the second moment.
+        bias: `(1 - b1^t, 1 - b2^t)`.
+        eps: Added to the root.
+
+    Returns:
+        The new parameter and moments.
+    """
+    m = first[0] * m + first[1] * g
+    v = second[0] * v + second[1] * mx.square(g)
+    step = (m / bias[0]) / (mx.sqrt(v / bias[1]) + eps)
+    return w * decay - lr * step, m, v
+
+
+def muon_update(
+    w: mx.array,
+    g: mx.array,
+    buf: mx.array,
+    *,
+    lr: mx.array,
+    decay: mx.array,
+    momentum: tuple[mx.array, mx.array],
+    scale: float,
+    steps: int,
+    dtype: mx.Dtype,
+) -> tuple[mx.array, mx.array]:
+    """One Muon update of a stack of matrices of one shape, float32 `[N, out, in]`.
+
+    Args:
+        w: Parameters; `g` their clipped gradients; `buf` their momentum.
+        g: See w.
+        buf: See w.
+        lr: Learning rate.
+        decay: `1 - lr * weight_decay`.
+        momentum: Factors of the momentum and of the gradient, `(b, 1 - b)`.
+        scale: Factor of the orthogonalised matrix, `muon_scale` of its shape.
+        steps: Newton-Schulz iterations.
+        dtype: Their dtype.
+
+    Returns:
+        The new parameters and momentum.
+    """
+    buf = momentum[0] * buf + momentum[1] * g
+    x = newton_schulz(momentum[1] * g + momentum[0] * buf, steps, dtype)
+    return w * decay - (lr * scale) * x, buf
+
+
+def muon_scale(kind: str, rows: int, cols: int) -> float:
+    """`rms`: 0.2 sqrt(max(out, in)), the size of an AdamW update; `spectral`: sqrt(max(1, out/in))."""
+    return 0.2 * math.sqrt(max(rows, cols)) if kind == "rms" else math.sqrt(max(1.0, rows / cols))
+
+
+class Optimizer:
+    """Which tensor is updated how; holds no array.
+
+    Args:
+        config: Section `train`.
+        specs: The parameter table.
+    """
+
+    def __init__(self, config: TrainConfig, specs: Sequence[ParamSpec]) -> None:
+        self.config = config
+        self.slots = slot_specs(config.optimizer, specs)
+        self.adamw = [s for s in specs if s.trainable and not uses_muon(s, config.optimizer)]
+        # Matrices of one shape are iterated together: few large matmuls instead of many small ones.
+        self.muon: dict[tuple[int, ...], list[ParamSpec]] = {}
+        for spec in specs:
+            if spec.trainable and uses_muon(spec, config.optimizer):
+                self.muon.setdefault(spec.shape, []).append(spec)
+        self.ns_dtype = {"float32": mx.float32, "bfloat16": mx.bfloat16}[config.ns_dtype]
+
+    def initial_state(self) -> Arrays:
+        """Zeros for every slot."""
+        return {slot.key: mx.zeros(slot.shape) for slot in self.slots}
+
+    def step(
+        self,
+        params: Mapping[str, mx.array],
+        grads: Mapping[str, mx.array],
+        state: Mapping[str, mx.array],
+        hyper: Mapping[str, mx.array],
+        ok: mx.array,
+    ) -> tuple[Arrays, Arrays]:
+        """One update of every tensor; where not `ok`, every value stays as it is.
+
+        Args:
+            params: Masters by name.
+            grads: Gradients by name, clipped, zeros where not ok.
+            state: Slots by key.
+            hyper: `lr.<group>`, `decay.<group>` (which is 1 - lr weight_decay), `momentum`, `gain` (1 -
+                momentum), `correct1` and `correct2` (1 - beta^t); float32 scalars.
+            ok: bool scalar.
+
+        Returns:
+            New params and state.
+        """
+        c = self.config
+        new, slots = dict(params), dict(state)
+        first, second = _factors(c.beta1, ok), _factors(c.beta2, ok)
+        for spec in self.adamw:
+            m, v = (f"optim/{slot}/{spec.name}" for slot in ("exp_avg", "exp_avg_sq"))
+            lr, decay = _rates(hyper, spec.group, ok)
+            new[spec.name], slots[m], slots[v] = adamw_update(
+                params[spec.name],
+                grads[spec.name],
+                state[m],
+                state[v],
+                lr=lr,
+                decay=decay,
+                first=first,
+                second=second,
+                bias=(hyper["correct1"], hyper["correct2"]),
+                eps=c.adam_eps,
+            )
+        momentum = (
+            mx.where(ok, hyper["momentum"], 1.0),
+            mx.where(ok, hyper["gain"], 0.0),
+        )
+        for (rows, cols), specs in self.muon.items():
+            keys = [f"optim/momentum/{s.name}" for s in specs]
+            lr, decay = _rates(hyper, specs[0].group, ok)
+            w, buf = muon_update(
+                mx.stack([params[s.name] for s in specs]),
+                mx.stack([grads[s.name] for s in specs]),
+                mx.stack([state[key] for key in keys]),
+                lr=lr,
+                decay=decay,
+                momentum=momentum,
+                scale=muon_scale(c.muon_scale, rows, cols),
+                steps=c.ns_steps,
+                dtype=self.ns_dtype,
+            )
+            new.update({s.name: w[i] for i, s in enumerate(specs)})
+            slots.update({key: buf[i] for i, key in enumerate(keys)})
+        return new, slots
+
+
+def _factors(beta: float, ok: mx.array) -> tuple[mx.array, mx.array]:
+    return mx.where(ok, beta, 1.0), mx.where(ok, 1 - beta, 0.0)
+
+
+def _rates(hyper: Mapping[str, mx.array], group: str, ok: mx.array) -> tuple[mx.array, mx.array]:
+    return mx.where(ok, hyper[f"lr.{group}"], 0.0), mx.where(ok, hyper[f"decay.{group}"], 1.0)
+
+
+class LossScaler:
+    """Float16's loss scale (section 5) and the counters of skipped steps (section 7).
+
+    Pure: `update` takes the state, float32 scalars by name, and returns the next.
+    """
+
+    START, MOST, GROWTH_INTERVAL = 65_536.0, float(1 << 24), 2_000
+
+    def __init__(self, precision: str) -> None:
+        self.enabled = precision == "float16"
+
+    def load(self, values: Mapping[str, float]) -> Arrays:
+        """A state; missing numbers are those of a start."""
+        start = dict.fromkeys(SCALER_FIELDS, 0.0)
+        start["loss_scale"] = self.START if self.enabled else 1.0
+        if not self.enabled:
+            values = {k: v for k, v in values.items() if k != "loss_scale"}
+        return {k: mx.array(float(values.get(k, start[k])), mx.float32) for k in SCALER_FIELDS}
+
+    def update(
+        self, state: Arrays, loss: mx.array, norm: mx.array, normalizer: mx.array
+    ) -> tuple[mx.array, Arrays]:
+        """Judge a step: whether it counts, a bool scalar, and the next state."""
+        fair = mx.isfinite(loss) & (normalizer > 0)
+        ok = fair & mx.isfinite(norm)
+        skipped = ~ok
+        new = dict(state)
+        if self.enabled:
+            scale = state["loss_scale"]
+            overflow = fair & ~mx.isfinite(norm) & (scale > 1)
+            skipped = skipped & ~overflow
+            good = mx.where(ok, state["good_steps"] + 1, 0.0)
+            grown = good >= self.GROWTH_INTERVAL
+            scale = mx.where(overflow, mx.maximum(scale / 2, 1.0), scale)
+            new["loss_scale"] = mx.where(grown, mx.minimum(scale * 2, self.MOST), scale)
+            new["good_steps"] = mx.where(grown, 0.0, good)
+            new["overflows_total"] = state["overflows_total"] + overflow
+        new["skipped_total"] = state["skipped_total"] + skipped
+        new["skipped_in_a_row"] = mx.where(ok, 0.0, state["skipped_in_a_row"] + skipped)
+        return ok, new

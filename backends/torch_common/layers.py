@@ -1,0 +1,267 @@
+"""The layers of docs/numerics.md sections 1, 2 and 6.
+
+Parameters are float32 masters, cast to the compute dtype where they are used. Nothing but parameters
+is stored in a module. RMSNorm and RoPE have hand-written gradients: fewer passes over memory, and
+only the input is kept for the backward pass.
+
+Legend: B rows, T tokens, S keys, D d_model, H query heads, K key/value heads, Dh head_dim, F d_ff.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backends.torch_common.device import DevicePolicy, expand_heads
+from core.backend import (
+    SITE_ATTENTION,
+    SITE_MLP,
+    dropout_site_salt,
+    dropout_threshold,
+)
+from core.config.schema import ModelConfig
+
+if TYPE_CHECKING:
+    from backends.torch_common.model import KVCache
+
+FSUM_BLOCK = 4096
+# Added to hidden scores. Finite, and in range of float16: -inf gives NaN on some devices.
+MASKED = -3e4
+
+
+def fsum(x: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """Sum in float32 by blocks of at most 4,096 (section 1), over all but the leading dims."""
+    x = x.float().reshape(*x.shape[:batch_dims], -1)
+    while x.shape[-1] > FSUM_BLOCK:
+        pad = -x.shape[-1] % FSUM_BLOCK
+        x = F.pad(x, (0, pad)) if pad else x
+        x = x.unflatten(-1, (-1, FSUM_BLOCK)).sum(-1)
+    return x.sum(-1)
+
+
+class _RMSNormFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return (wide * rstd * weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, rstd = ctx.saved_tensors
+        normed, wide = x.float() * rstd, grad.float()
+        product = wide * normed
+        # mean(w g x_hat) over the last axis, as a matrix-vector product.
+        slope = (product @ weight).unsqueeze(-1) / x.shape[-1]
+        grad_x = (wide * weight - normed * slope) * rstd
+        return grad_x.to(x.dtype), product.flatten(0, -2).sum(0), None
+
+
+class RMSNorm(nn.Module):
+    """`w * (x * rsqrt(mean(x^2) + eps))` in float32 over the last axis."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _RMSNormFunction.apply(x, self.weight, self.eps)
+        return y
+
+
+class Linear(nn.Module):
+    """`x @ W.T` in the dtype of x, W cast from its master; no bias."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Embedding(nn.Module):
+    """Rows of the master, `[V, D]`, cast to the compute dtype."""
+
+    def __init__(self, vocab_size: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.embedding(tokens, self.weight).to(dtype)
+
+
+def rope_tables(max_len: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines, float32 `[max_len, Dh/2]`, from float64: the same bits on every backend."""
+    freqs = theta ** (-2.0 * np.arange(head_dim // 2) / head_dim)
+    angles = np.arange(max_len)[:, None] * freqs  # [max_len, Dh/2]
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x1, x2 = x.float().chunk(2, dim=-1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
+
+
+class _RopeFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad, cos, -sin), None, None
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of `[B, T, heads, Dh]` by angles that broadcast to `[B, T, 1, Dh/2]`."""
+    y: Tensor = _RopeFunction.apply(x, cos, sin)
+    return y
+
+
+def _signed(x: int) -> int:
+    return (x & 0xFFFFFFFF) - (1 << 32) if x & 0x80000000 else x & 0xFFFFFFFF
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    """Logical right shift of int32."""
+    return (x >> n) & ((1 << (32 - n)) - 1)
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """`core.backend.mix32` in wrapping int32."""
+    x = (x ^ _shift(x, 16)) * _signed(0x7FEB352D)
+    x = (x ^ _shift(x, 15)) * _signed(0x846CA68B)
+    return x ^ _shift(x, 16)
+
+
+def dropout(x: Tensor, row_keys: Tensor | None, salt: int, rate: float) -> Tensor:
+    """Dropout by a hash of (row, site, element), section 6.
+
+    Args:
+        x: `[B, T, D]`.
+        row_keys: int32 `[B]`, the bits of the uint32 keys; None is no dropout.
+        salt: Constant of the site.
+        rate: Share that is dropped.
+    """
+    if row_keys is None or rate == 0:
+        return x
+    keys = _mix32(row_keys + _signed(salt))
+    index = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device)
+    hashed = _mix32(index * _signed(0x9E3779B9) + keys[:, None])  # [B, T*D]
+    dropped = (_shift(hashed, 8) < dropout_threshold(rate)).view(x.shape)  # [B, T, D]
+    return (x * (1 / (1 - rate))).masked_fill(dropped, 0.0)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, block: int) -> Tensor:
+    """Attention in plain operators, for devices whose fused kernels are not to be trusted.
+
+    Block-causal: where T equals S, a block of queries reads only the keys up to its own end, which is
+    exact, since the mask hides the others, and saves up to half of the work.
+
+    Args:
+        q: `[B, H, T, Dh]`.
+        k: `[B, K, S, Dh]`.
+        v: `[B, K, S, Dh]`.
+        bias: float32, broadcasts to `[B, 1, T, S]`: 0 or `MASKED`; None: every key is visible. Must
+            be causal where T equals S and T > 1.
+        block: Queries of a block.
+    """
+    t, s = q.shape[2], k.shape[2]
+    k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
+    outputs = []
+    for i, part in enumerate((q * q.shape[-1] ** -0.5).split(block, dim=2)):
+        start, end = i * block, min(t, (i + 1) * block)
+        seen = end if t == s else s
+        scores = (part @ k[:, :, :seen].transpose(2, 3)).float()  # [B, H, block, seen]
+        if bias is not None:
+            scores = scores + bias[..., start:end, :seen]
+        probs = scores.softmax(-1).to(v.dtype)
+        outputs.append(probs @ v[:, :, :seen])
+    return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key/value heads, optional QK-norm, and RoPE."""
+
+    def __init__(self, config: ModelConfig, layer: int, policy: DevicePolicy) -> None:
+        super().__init__()
+        d, dh = config.d_model, config.head_dim
+        self.head_dim, self.layer = dh, layer
+        self.kernel = policy.attention
+        self.q_proj = Linear(d, config.n_heads * dh)
+        self.k_proj = Linear(d, config.n_kv_heads * dh)
+        self.v_proj = Linear(d, config.n_kv_heads * dh)
+        self.o_proj = Linear(config.n_heads * dh, d)
+        self.q_norm = RMSNorm(dh, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(dh, config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: "KVCache | None" = None,
+    ) -> Tensor:
+        """Attend from `x` `[B, T, D]`, to its own keys or to those of the cache."""
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q = self.q_proj(x).view(shape)  # [B, T, H, Dh]
+        k = self.k_proj(x).view(shape)  # [B, T, K, Dh]
+        v = self.v_proj(x).view(shape)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, Dh]
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        y = self.kernel(q, k, v, mask)  # [B, H, T, Dh]
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # [B, T, D]
+
+
+class MLP(nn.Module):
+    """`down_proj(act(gate_proj(x)) * up_proj(x))`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.d_model, config.d_ff)
+        self.up_proj = Linear(config.d_model, config.d_ff)
+        self.down_proj = Linear(config.d_ff, config.d_model)
+        self.act = F.silu if config.ffn_activation == "silu" else F.gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return y
+
+
+class DecoderLayer(nn.Module):
+    """One block: attention and MLP, each normed before and dropped out after."""
+
+    def __init__(self, config: ModelConfig, layer: int, policy: DevicePolicy) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.self_attn = Attention(config, layer, policy)
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = MLP(config)
+        self.rate = config.dropout
+        self.attention_salt = dropout_site_salt(layer, SITE_ATTENTION)
+        self.mlp_salt = dropout_site_salt(layer, SITE_MLP)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        row_keys: Tensor | None = None,
+        cache: "KVCache | None" = None,
+    ) -> Tensor:
+        """`[B, T, D]` to `[B, T, D]`."""
+        y = self.self_attn(self.input_layernorm(x), rope, mask, cache)
+        x = x + dropout(y, row_keys, self.attention_salt, self.rate)
+        y = self.mlp(self.post_attention_layernorm(x))
+        return x + dropout(y, row_keys, self.mlp_salt, self.rate)

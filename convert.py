@@ -1,0 +1,205 @@
+"""Convert a checkpoint: .npz for MLX, .pt for MPS, CUDA and CPU; the suffix decides.
+
+Weights, optimizer state and meta are carried over bit by bit, so a run goes on with the other
+framework: `python convert.py checkpoints/stories-1 stories-1.pt`. Only a .pt needs torch; MLX is
+never needed.
+"""
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
+    sys.exit("P502 Pippin needs Python 3.10 or newer.\n  try: brew install python@3.12")
+
+import argparse
+import difflib
+import shlex
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends import checkpoint_format
+from core.checkpoint import Checkpoint, is_parameter, meta_summary, newest_valid
+from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
+from core.paths import is_safe_name
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise PippinError("P012", f"{message}.", remedy="python convert.py --help")
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments; flags take dashes or underscores and no abbreviations.
+
+    Raises:
+        PippinError: P012 for a wrong command line.
+    """
+    parser = _Parser(
+        prog="convert.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
+    )
+    add = parser.add_argument
+    add("src", metavar="SRC", help="a checkpoint, a run folder or a run's name (its newest one)")
+    add("dst", metavar="DST", type=Path, help="the new file, .npz or .pt")
+    add(
+        *("--weights-only", "--weights_only"),
+        action="store_true",
+        help="leave optimizer state out; such a file generates text but cannot be resumed",
+    )
+    add("--overwrite", action="store_true", help="replace DST if it exists")
+    add("--debug", action="store_true", help="show tracebacks")
+    return parser.parse_args(argv)
+
+
+def find_source(text: str) -> tuple[Path, tuple[str, ...]]:
+    """The checkpoint meant by a path, a run folder, or the name of a run below ./checkpoints.
+
+    Returns:
+        Its path, and a line for each newer checkpoint of the folder that is damaged.
+
+    Raises:
+        PippinError: P302 if there is none.
+    """
+    runs = Path("checkpoints")
+    path = Path(text)
+    if not path.exists() and is_safe_name(text):
+        path = runs / text
+    if path.is_file():
+        return path, ()
+    found = newest_valid(path, lambda p: checkpoint_format(p.suffix).open(p))
+    if found is None:
+        names = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
+        near = difflib.get_close_matches(text, names, 8, 0.0)
+        reason = (
+            f"the folder {path} holds no checkpoint."
+            if path.is_dir()
+            else f"{text} is no file, no folder, and no run below ./checkpoints."
+        )
+        raise PippinError("P302", reason, choices=near, kept="nothing was written.")
+    return found
+
+
+def check_destination(src: Path, dst: Path, *, overwrite: bool) -> None:
+    """Refuse a destination that is the source, a folder, or there already; make its folder.
+
+    Raises:
+        PippinError: P307.
+    """
+    problem, remedy = "", "name another DST"
+    if dst.is_dir():
+        problem = "is a folder; DST is a file name with .npz or .pt"
+    elif dst.exists() and dst.samefile(src):
+        problem = "is the file that is read"
+    elif dst.exists() and not overwrite:
+        problem, remedy = "exists", "add --overwrite to replace it, or name another DST"
+    if problem:
+        raise PippinError("P307", f"{dst} {problem}.", remedy=remedy, kept="nothing was written.")
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PippinError(
+            "P307", f"{dst.parent} cannot be made: {error.strerror}.", kept="nothing was written."
+        ) from error
+
+
+def largest_difference(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Largest absolute difference of two stored tensors; 0 means that every bit is equal."""
+    if a.dtype == b.dtype and a.tobytes() == b.tobytes():
+        return 0.0
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return float("inf")
+    if a.dtype == np.uint16:
+        a, b = ((x.astype(np.uint32) << 16).view(np.float32) for x in (a, b))
+    gap = float(np.max(np.abs(a.astype(np.float64) - b.astype(np.float64))))
+    # Bits differ, so a difference of 0 or NaN (signed zeros, NaN) must not pass for equal.
+    return gap if gap > 0 else float("inf")
+
+
+def convert(src: Path, dst: Path, *, weights_only: bool, overwrite: bool) -> list[str]:
+    """Convert one file, read the result again, and describe it.
+
+    Raises:
+        PippinError: P303, P305, P306 for the source, P306, P307, P501 for the destination.
+    """
+    target = checkpoint_format(dst.suffix)
+    source = checkpoint_format(src.suffix).open(src)
+    try:
+        check_destination(src, dst, overwrite=overwrite)
+        names = [n for n in source.names if is_parameter(n) or not weights_only]
+        kind = "weights" if weights_only else source.meta.kind
+        target.write(dst, replace(source.meta, kind=kind), _tensors(source, names))
+        written = target.open(dst)
+        try:
+            gap = max(largest_difference(source.read(n), written.read(n)) for n in names)
+            lines = _report(src, dst, written, gap)
+        finally:
+            written.close()
+    finally:
+        source.close()
+    if gap != 0:
+        raise PippinError(
+            "P303", f"{dst} differs from {src} by {gap}.", remedy="check the disk, convert again"
+        )
+    return lines
+
+
+def _tensors(ckpt: Checkpoint, names: Sequence[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name in names:
+        yield name, ckpt.read(name)
+
+
+def _report(src: Path, dst: Path, written: Checkpoint, gap: float) -> list[str]:
+    state = sum(not is_parameter(n) for n in written.names)
+    resumable = state > 0 or (written.meta.step == 0 and written.meta.kind == "full")
+    shown = shlex.quote(str(dst))
+    follow = f"train.py --resume {shown}" if resumable else f"generate.py --checkpoint {shown}"
+    return [
+        f"{src} -> {dst}",
+        f"  {meta_summary(written.meta)}",
+        f"  {dst.stat().st_size:,} bytes, {len(written.names)} tensors, {state} of the optimizer",
+        f"  read again and compared: largest difference {gap:g}",
+        f"next  python {follow}",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code."""
+    args = sys.argv[1:] if argv is None else list(argv)
+    try:
+        options = parse_args(args)
+        checkpoint_format(options.dst.suffix)
+        src, skipped = find_source(options.src)
+        for line in skipped:
+            print(f"! {line}", file=sys.stderr)
+        lines = convert(
+            src, options.dst, weights_only=options.weights_only, overwrite=options.overwrite
+        )
+        print("\n".join(lines))
+        return 0
+    except PippinError as error:
+        if "--debug" in args:
+            traceback.print_exc()
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\naborted; nothing was written.", file=sys.stderr)
+        return EXIT_SIGINT
+    except Exception as error:
+        if "--debug" in args:
+            traceback.print_exc()
+        fault = PippinError(
+            "P001",
+            f"internal fault: {type(error).__name__}: {error}",
+            remedy="run it again with --debug and report the text",
+            exit_code=EXIT_FAULT,
+        )
+        print(fault.render(), file=sys.stderr)
+        return EXIT_FAULT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

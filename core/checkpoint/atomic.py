@@ -1,0 +1,136 @@
+"""Files that are complete or absent: a temporary name in the same folder, flushed, then renamed."""
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from core.errors import PippinError
+
+_TEMPORARY = re.compile(r"\.tmp-(\d+)-.+\Z")
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOTTY)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes `path` before it is complete, e.g. `.tmp-4242-step_000500.npz`."""
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[int]:
+    """A file descriptor whose content becomes `path` when the block ends without an exception.
+
+    Raises:
+        PippinError: P307 if anything fails; the temporary file is gone and `path` is as it was.
+    """
+    temporary = temporary_path(path)
+    try:
+        # Never truncated: what a killed process left may be a hard link to a good checkpoint.
+        temporary.unlink(missing_ok=True)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield fd
+            flush_to_disk(fd)
+        finally:
+            os.close(fd)
+        publish(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, PippinError) or not isinstance(error, Exception):
+            raise
+        raise _write_error(path, error) from error
+
+
+def flush_to_disk(fd: int) -> None:
+    """fsync; on macOS F_FULLFSYNC, since fsync there leaves the data in the drive's own cache."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        try:
+            fcntl.fcntl(fd, full)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        else:
+            return
+    os.fsync(fd)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a complete file into place, and make the rename itself durable."""
+    temporary.replace(path)
+    # Renaming one hard link over another of the same file does nothing and leaves both.
+    temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(folder)
+
+
+def _write_error(path: Path, error: Exception) -> PippinError:
+    reason = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = f"{os.strerror(error.errno)} (errno {error.errno})"
+    elif not isinstance(error, OSError):
+        reason = f"{type(error).__name__}: {error}"
+    try:
+        free = f"{shutil.disk_usage(path.parent).free:,} bytes free on the disk"
+    except OSError:
+        free = f"the folder {path.parent} cannot be used"
+    kept = f"{path} is as it was before." if path.exists() else "earlier files are untouched."
+    return PippinError(
+        "P307",
+        f"{path} could not be written: {reason}.",
+        found=free,
+        remedy="free space on the disk, or choose another folder by --save_dir",
+        kept=f"{kept} The temporary file was removed.",
+    )
+
+
+def clean_temporaries(folder: Path) -> tuple[Path, ...]:
+    """Remove temporary files that a killed process left in `folder`; those of live ones stay.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path in sorted(folder.glob(".tmp-*")):
+        match = _TEMPORARY.match(path.name)
+        if match is None or path.is_symlink() or not path.is_file():
+            continue
+        if _is_abandoned(path, int(match.group(1))):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return tuple(removed)
+
+
+def _is_abandoned(path: Path, pid: int) -> bool:
+    if pid != os.getpid():
+        return not _is_alive(pid)
+    # In a container the killed run often had this very process id; a save under way holds a lock.
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

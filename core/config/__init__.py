@@ -1,0 +1,1 @@
+"""Pippin's core.config."""

@@ -1,0 +1,414 @@
+"""From files, presets and flags to a draft of an experiment, with the source of every value.
+
+`load` reads, checks every key and reports all problems at once. What is left "auto" is resolved by
+`core.machine.resolve_auto`, and `build` then makes the `RunConfig`. No framework is imported.
+
+Numbers follow YAML 1.2: `3e-4` and `1e6` are numbers, `010` is ten, `no` is a string, `1:30` is not
+ninety. Duplicate keys and tags are refused.
+"""
+
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from core.config import rules
+from core.config.schema import SECTIONS, RunConfig, is_auto_key, key_names
+from core.errors import PippinError, all_problems
+from core.paths import CONFIGS_DIR
+
+MAX_CONFIG_BYTES = 1_000_000
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value came from: `kind` is default, preset, file, flag, auto or checkpoint."""
+
+    kind: Literal["default", "preset", "file", "flag", "auto", "checkpoint"]
+    where: str = ""
+    reason: str = ""
+
+
+@dataclass
+class Draft:
+    """Values by dotted key, each with its source. A value may still be "auto"."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any, source: Source) -> None:
+        """Set one key; later calls win."""
+        self.values[key] = value
+        self.sources[key] = source
+
+    def is_auto(self, key: str) -> bool:
+        """Whether the key still waits for the machine's answer."""
+        value: object = self.values[key]
+        return isinstance(value, str) and value == AUTO and is_auto_key(key)
+
+    def resolve(self, key: str, value: Any, reason: str) -> None:
+        """Answer an "auto" key; a key that is set already keeps its value."""
+        if self.is_auto(key):
+            self.set(key, value, Source("auto", reason=reason))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers and booleans; no tags, no repeated keys. Private to this module."""
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        name = loader.construct_object(key_node, deep=True)
+        if not isinstance(name, str):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {name!r} is not a string", key_node.start_mark
+            )
+        if name in out:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {name} appears twice", key_node.start_mark
+            )
+        out[name] = loader.construct_object(value_node, deep=True)
+    return out
+
+
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.nan",
+        "-+.0123456789",
+    ),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first)
+    )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = node.value
+    return int(text, 16) if text.lower().startswith("0x") else int(text)
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse one YAML document by the rules above.
+
+    Raises:
+        yaml.YAMLError: for broken YAML, tags or repeated keys.
+    """
+    return yaml.load(text, _Loader)
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """Line number, from 1, of every `section.key` in a YAML or JSON document."""
+    lines: dict[str, int] = {}
+    root = yaml.compose(text, _Loader)
+    if not isinstance(root, yaml.MappingNode):
+        return lines
+    for section, body in root.value:
+        lines[str(section.value)] = section.start_mark.line + 1
+        if isinstance(body, yaml.MappingNode):
+            for name, _ in body.value:
+                lines[f"{section.value}.{name.value}"] = name.start_mark.line + 1
+    return lines
+
+
+def find_config(name_or_path: str) -> Path:
+    """A preset of `configs/` by name, or a file by path.
+
+    Raises:
+        PippinError: P011 if neither exists; lists the presets.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    preset = CONFIGS_DIR / f"{name_or_path}.yaml"
+    if "/" not in name_or_path and preset.is_file():
+        return preset
+    presets = sorted(p.stem for p in CONFIGS_DIR.glob("*.yaml"))
+    near = difflib.get_close_matches(name_or_path, presets, n=3)
+    raise PippinError(
+        "P011",
+        f"no file and no preset is called {name_or_path!r}.",
+        choices=near + [p for p in presets if p not in near],
+        remedy=f"python train.py --config {near[0] if near else presets[0]}" if presets else "",
+    )
+
+
+def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Sections and line numbers of a configuration file (YAML or JSON).
+
+    Raises:
+        PippinError: P011 if it cannot be read or is not a mapping of sections.
+    """
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise PippinError("P011", f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
+        text = path.read_text(encoding="utf-8-sig")
+        data = parse_yaml(text)
+        lines = key_lines(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise PippinError("P011", f"{path}{at}: {problem}.") from error
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise PippinError("P011", f"{path} cannot be read: {error}.") from error
+    if data is None:
+        return {}, {}
+    if not isinstance(data, dict):
+        raise PippinError("P011", f"{path} is not a mapping of sections.", choices=tuple(SECTIONS))
+    return data, lines
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`model.d_model=256` as (key, value); the value is read as YAML.
+
+    Raises:
+        PippinError: P012 if there is no `=` or the value is broken.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise PippinError(
+            "P012",
+            f"the argument {text!r} is neither a flag nor an override.",
+            found="an override has the form section.key=value, for example train.lr=0.001",
+        )
+    try:
+        return name.strip().replace("-", "_"), parse_yaml(value)
+    except yaml.YAMLError as error:
+        raise PippinError("P012", f"the value of {name} cannot be read: {value!r}.") from error
+
+
+def defaults() -> Draft:
+    """Every key at its default; keys without one are "auto"."""
+    draft = Draft()
+    for name in key_names():
+        section, _, key = name.partition(".")
+        info = SECTIONS[section].model_fields[key]
+        value = AUTO if info.is_required() else info.default
+        draft.set(name, value, Source("default"))
+    return draft
+
+
+def load(
+    *,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Draft:
+    """Read a configuration and check all of it.
+
+    Args:
+        config: Preset name or path; None is the defaults alone.
+        overrides: `section.key=value` texts; the last of a repeated key wins.
+        flags: Dotted keys from first-class flags; they win over the file, and overrides over them.
+
+    Returns:
+        A draft whose values have the right types; some may be "auto".
+
+    Raises:
+        PippinError: P010 with every problem, or P011, P012.
+    """
+    draft = defaults()
+    problems: list[str] = []
+    if config is not None:
+        path = find_config(config)
+        data, lines = read_config_file(path)
+        is_preset = path.parent == CONFIGS_DIR
+        _merge_file(draft, data, lines, path, is_preset=is_preset, problems=problems)
+    for name, value in (flags or {}).items():
+        draft.set(name, value, Source("flag", "--" + name.partition(".")[2]))
+    for text in overrides:
+        name, value = parse_override(text)
+        if name not in draft.values:
+            problems.append(f"{text}: {_unknown(name)}")
+            continue
+        draft.set(name, value, Source("flag", text))
+    problems += check(draft)
+    if problems:
+        raise all_problems(
+            "P010",
+            problems,
+            what="the configuration has " + ("a problem:" if len(problems) == 1 else "problems:"),
+            remedy="python train.py --print-config   (every key, its value and source)",
+        )
+    return draft
+
+
+def _merge_file(
+    draft: Draft,
+    data: Mapping[str, Any],
+    lines: Mapping[str, int],
+    path: Path,
+    *,
+    is_preset: bool,
+    problems: list[str],
+) -> None:
+    kind: Literal["preset", "file"] = "preset" if is_preset else "file"
+    for section, body in data.items():
+        at = f"{path}:{lines.get(section, 1)}"
+        if section not in SECTIONS:
+            near = difflib.get_close_matches(section, SECTIONS, n=1)
+            hint = f"; did you mean {near[0]}" if near else f"; sections are {', '.join(SECTIONS)}"
+            problems.append(f"{at}: unknown section {section}{hint}.")
+            continue
+        if not isinstance(body, dict):
+            problems.append(f"{at}: section {section} is not a mapping of keys.")
+            continue
+        for name, value in body.items():
+            key = f"{section}.{name}"
+            where = f"{path}:{lines.get(key, 1)}"
+            if key not in draft.values:
+                problems.append(f"{where}: {_unknown(key)}")
+                continue
+            draft.set(key, value, Source(kind, path.stem if is_preset else where))
+
+
+def _unknown(key: str) -> str:
+    near = difflib.get_close_matches(key, key_names(), n=1, cutoff=0.5)
+    if not near:
+        tail = key.rpartition(".")[2]
+        near = [k for k in key_names() if k.rpartition(".")[2] == tail][:1]
+    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else ".")
+
+
+def check(draft: Draft) -> list[str]:
+    """Every problem of a draft: types and ranges first, then what does not fit together.
+
+    Numbers are brought to their declared type in place (an int for a float key).
+    """
+    problems = []
+    bad = set()
+    for name, value in draft.values.items():
+        if draft.is_auto(name):
+            continue
+        problem, fixed = _check_value(name, value)
+        if problem is None:
+            draft.values[name] = fixed
+        else:
+            bad.add(name)
+            problems.append(_where(draft, name) + problem)
+    known = {k: v for k, v in draft.values.items() if k not in bad and not draft.is_auto(k)}
+    problems += [_where(draft, name) + text for name, text in rules.contradictions(known)]
+    return problems
+
+
+def _where(draft: Draft, name: str) -> str:
+    source = draft.sources[name]
+    return f"{source.where}: " if source.where and source.kind != "preset" else ""
+
+
+def _check_value(name: str, value: Any) -> tuple[str | None, Any]:
+    section, _, key = name.partition(".")
+    info = SECTIONS[section].model_fields[key]
+    annotation: Any = info.annotation
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if annotation is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)  # 1e6 steps
+    if annotation in (int, float) and isinstance(value, str):
+        number = _number(value)
+        if number is not None:
+            return _check_value(name, number)
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(
+            typing.Annotated[annotation, info], config={"strict": True, "allow_inf_nan": False}
+        )
+        return None, adapter.validate_python(value)
+    except ValidationError as error:
+        detail = error.errors()[0]["msg"]
+        detail = detail[0].lower() + detail[1:]
+        expected = _expected(annotation, auto=is_auto_key(name))
+        return f"{name} = {_shown(value)}: {detail}; expected {expected}.", None
+
+
+def _number(text: str) -> int | float | None:
+    """A quoted number, which the guides of other projects recommend."""
+    value = parse_yaml(text) if re.fullmatch(r"[-+0-9.eE]+", text) else None
+    return value if isinstance(value, (int, float)) else None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _expected(annotation: Any, *, auto: bool) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        text = " or ".join(str(a) for a in typing.get_args(annotation))
+    elif origin in (types.UnionType, typing.Union):
+        parts = [a for a in typing.get_args(annotation) if a is not type(None)]
+        text = " or ".join(names.get(a, str(a)) for a in parts) + " or null"
+    else:
+        text = names.get(annotation, str(annotation))
+    return text + (" or auto" if auto else "")
+
+
+def unresolved(draft: Draft) -> list[str]:
+    """Keys that are still "auto"."""
+    return [name for name in draft.values if draft.is_auto(name)]
+
+
+def build(draft: Draft) -> RunConfig:
+    """The resolved configuration.
+
+    Raises:
+        PippinError: P010 if keys are left "auto" or contradict each other.
+    """
+    left = unresolved(draft)
+    if left:
+        raise all_problems(
+            "P010",
+            [f"{name} has no value" for name in left],
+            what="the configuration is not complete; nothing is automatic here:",
+            remedy="give each key a value, or leave out --manual-config",
+        )
+    problems = check(draft)
+    if problems:
+        raise all_problems("P010", problems, what="the configuration has problems:")
+    return RunConfig.model_validate(nested(draft.values.items()))
+
+
+def nested(items: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Dotted keys as sections."""
+    out: dict[str, dict[str, Any]] = {s: {} for s in SECTIONS}
+    for name, value in items:
+        section, _, key = name.partition(".")
+        out[section][key] = value
+    return out
+
+
+def from_resolved(data: Mapping[str, Any], where: str) -> Draft:
+    """The draft of a saved, resolved configuration (a checkpoint's), to be overridden on resume."""
+    draft = defaults()
+    for section, body in data.items():
+        for name, value in body.items():
+            key = f"{section}.{name}"
+            if key in draft.values:
+                draft.set(key, value, Source("checkpoint", where))
+    return draft

@@ -1,0 +1,243 @@
+"""Stories: plain text rendered from a world, one independent document per index.
+
+Story ``index`` of ``seed`` depends on nothing else, so any number of bytes is a prefix of a
+longer corpus. Two per cent of the indices are validation documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from core.data.corpus.rng import stream_integer
+from core.data.corpus.templates import Beat, Script, Template, load_scripts
+from core.data.corpus.world import World
+
+__all__ = [
+    "SPLITS",
+    "VERSION",
+    "Mark",
+    "Story",
+    "Summary",
+    "split_of",
+    "stories",
+    "story",
+    "story_with_marks",
+    "summary",
+]
+
+VERSION = "1"
+"""Changes whenever any story changes; part of cache keys."""
+
+SPLITS = ("train", "val", "held_out")
+"""Names of the splits."""
+
+VALIDATION_PERIOD = 50
+_HELD_OUT_SALT = 1
+
+
+@dataclass(frozen=True)
+class Story:
+    """One document."""
+
+    text: str
+    """The story, one paragraph, ASCII, no newline."""
+    plot: str
+    """Name of the plot."""
+    entropy_bits: float
+    """Bits drawn to make it, -log2 of the probability of its draws."""
+    index: int
+    """Story index within the seed."""
+    seed: int
+    """Corpus seed."""
+    split: str
+    """train, val or held_out."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place whose word the story so far determines."""
+
+    offset: int
+    """Character offset of the word in the text."""
+    skill: str
+    """Which skill predicts it."""
+    key: str
+    """The slot it renders."""
+    answer: str
+    """The word."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures over some stories."""
+
+    num_stories: int
+    """How many stories."""
+    num_bytes: int
+    """Their bytes together."""
+    entropy_bits: float
+    """Their drawn bits together."""
+    entropy_bits_per_byte: float
+    """Drawn bits per byte: the floor of any model's loss."""
+
+
+def split_of(index: int) -> str:
+    """Name the split of a story index.
+
+    Args:
+        index: story index, >= 0.
+
+    Returns:
+        "val" for one index in 50, otherwise "train".
+    """
+    return "val" if index % VALIDATION_PERIOD == VALIDATION_PERIOD - 1 else "train"
+
+
+def _choose_templates(world: World) -> Iterator[Template]:
+    """Draw the story's plan and yield its renderings one by one.
+
+    The caller renders each template before asking for the next, so slots and renderings are
+    drawn in text order.
+    """
+    scripts = load_scripts()
+    talk = world.chance(1, 10)
+    pool = scripts.talks if talk else scripts.plots
+    script = pool[world.draw(len(pool))]
+    world.plot = script
+    kind = 2 if talk else _kind(world)
+    if kind == 0:
+        yield _pick(world, scripts.shared["frame_open"])
+    sub: Script | None = None
+    for beat in script.beats:
+        if beat.name in ("nest", "pay"):
+            if kind == 1:
+                if sub is None:
+                    sub = scripts.subs[world.draw(len(scripts.subs))]
+                yield _pick(world, sub.beats[0 if beat.name == "nest" else 1])
+        elif kind == 2 or not beat.plain_only:
+            yield _pick(world, beat)
+    if kind == 0:
+        yield _pick(world, scripts.shared["frame_close"])
+
+
+def _kind(world: World) -> int:
+    """Draw 0 (told by a grandparent, 3 of 18), 1 (nested plot, 8 of 18) or 2 (plain)."""
+    if world.chance(3, 18):
+        return 0
+    return 1 if world.chance(8, 15) else 2
+
+
+def _pick(world: World, beat: Beat) -> Template:
+    return beat.templates[world.draw(len(beat.templates))]
+
+
+def _new_world(index: int, seed: int, held_out: bool) -> World:
+    salt = _HELD_OUT_SALT if held_out else 0
+    return World(stream_integer(seed, index, salt), held_out=held_out)
+
+
+def _finish(world: World, text: str, index: int, seed: int) -> Story:
+    return Story(
+        text=text,
+        plot=world.plot.name if world.plot else "",
+        entropy_bits=world.micro_bits / 1_000_000,
+        index=index,
+        seed=seed,
+        split="held_out" if world.held_out else split_of(index),
+    )
+
+
+def story(index: int, seed: int, *, held_out: bool = False) -> Story:
+    """Make one story.
+
+    Args:
+        index: story index, >= 0.
+        seed: corpus seed.
+        held_out: make the held-out story of this index, whose (name, thing, plot) triple
+            occurs in no train or val story.
+
+    Returns:
+        The story.
+    """
+    world = _new_world(index, seed, held_out)
+    text = " ".join([t.fast.format_map(world) for t in _choose_templates(world)])
+    return _finish(world, text, index, seed)
+
+
+def story_with_marks(
+    index: int, seed: int, *, held_out: bool = False
+) -> tuple[Story, tuple[Mark, ...], World]:
+    """Make one story and say where its words are determined.
+
+    Args:
+        index: story index, >= 0.
+        seed: corpus seed.
+        held_out: as in ``story``.
+
+    Returns:
+        The same story as ``story`` makes, its marks in text order, and its world.
+    """
+    world = _new_world(index, seed, held_out)
+    parts: list[str] = []
+    marks: list[Mark] = []
+    offset = 0
+    for template in _choose_templates(world):
+        if parts:
+            parts.append(" ")
+            offset += 1
+        for literal, key, skill in template.pieces:
+            parts.append(literal)
+            offset += len(literal)
+            if key:
+                value = world[key]
+                if skill:
+                    marks.append(Mark(offset, skill, key, value))
+                parts.append(value)
+                offset += len(value)
+    return _finish(world, "".join(parts), index, seed), tuple(marks), world
+
+
+def stories(num_bytes: int, seed: int, *, split: str | None = None) -> Iterator[Story]:
+    """Make stories until they hold a number of bytes.
+
+    Args:
+        num_bytes: bytes wanted, > 0; the last story passes it and is not cut.
+        seed: corpus seed.
+        split: "train", "val", "held_out" or None for train and val in index order.
+
+    Yields:
+        Stories in index order; fewer bytes give a prefix.
+
+    Raises:
+        ValueError: for an unknown split.
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}.")
+    index = VALIDATION_PERIOD - 1 if split in ("val", "held_out") else 0
+    step = VALIDATION_PERIOD if split in ("val", "held_out") else 1
+    done = 0
+    while done < num_bytes:
+        if split != "train" or split_of(index) == "train":
+            made = story(index, seed, held_out=split == "held_out")
+            done += len(made.text)
+            yield made
+        index += step
+
+
+def summary(made: Iterable[Story]) -> Summary:
+    """Add up stories.
+
+    Args:
+        made: stories, for example from ``stories``.
+
+    Returns:
+        Their figures; zeros for none.
+    """
+    num_stories = num_bytes = micro_bits = 0
+    for one in made:
+        num_stories += 1
+        num_bytes += len(one.text)
+        micro_bits += round(one.entropy_bits * 1_000_000)
+    bits = micro_bits / 1_000_000
+    return Summary(num_stories, num_bytes, bits, bits / num_bytes if num_bytes else 0.0)

@@ -1,0 +1,305 @@
+"""Batches: windows of the token stream, in the order of `core.data.order`.
+
+Windows tile the stream: window w reads tokens [wT, wT + T] and is trained on the last T of them, so
+in one epoch every token but the very first is a target exactly once. The last window may be
+shorter; its missing targets have weight 0. Training batches are made in a thread of their own.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.backend import Batch
+from core.data.order import WindowOrder
+from core.data.shards import TokenStream
+from core.errors import PippinError
+
+# Rows whose windows are computed at a time: numpy's cost per call is shared by all of them.
+_ORDER_ROWS = 8_192
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """What one process reads for one optimizer step.
+
+    Attributes:
+        step: Optimizer step, from 1.
+        micro: Micro-batches of this rank; `tokens` and `targets` int32 `[B, T]`.
+        normalizer: Sum of the weights over the whole step, all micro-batches and ranks.
+        tokens: Targets trained on in the whole step: the normalizer as a count.
+    """
+
+    step: int
+    micro: tuple[Batch, ...]
+    normalizer: float
+    tokens: int
+
+
+def num_windows(num_tokens: int, seq_len: int) -> int:
+    """Windows that tile a stream; the last may be partial.
+
+    Raises:
+        PippinError: P201 where the stream is shorter than one window.
+    """
+    if num_tokens < seq_len + 1:
+        raise PippinError(
+            "P201",
+            f"the text has {num_tokens:,} tokens, one window needs {seq_len + 1:,}",
+            remedy=f"more text, or data.seq_len={max(2, num_tokens // 8)}",
+        )
+    return -(-(num_tokens - 1) // seq_len)
+
+
+def read_windows(
+    stream: TokenStream, windows: NDArray[np.int64], seq_len: int, *, row0: int, vocab_size: int
+) -> Batch:
+    """Read windows as one batch.
+
+    Args:
+        stream: Tokens.
+        windows: int64 `[B]`.
+        seq_len: T.
+        row0: Row of the step that the first window is.
+        vocab_size: Every id must be below it.
+
+    Raises:
+        PippinError: P204 for an id that is not.
+    """
+    weights = np.ones((len(windows), seq_len), dtype=np.float32)  # [B, T]
+    starts = windows * seq_len
+    whole = starts + seq_len < stream.num_tokens
+    rows = np.empty((len(windows), seq_len + 1), dtype=np.int32)  # [B, T+1]
+    rows[whole] = stream.rows(starts[whole], seq_len + 1)
+    for i in np.flatnonzero(~whole).tolist():
+        found = stream.tokens(int(starts[i]), stream.num_tokens)
+        rows[i, : len(found)] = found
+        rows[i, len(found) :] = found[-1]
+        weights[i, len(found) - 1 :] = 0.0
+    if rows.min() < 0 or rows.max() >= vocab_size:
+        bad = int(rows.max()) if rows.max() >= vocab_size else int(rows.min())
+        raise PippinError(
+            "P204",
+            f"the data holds token id {bad}",
+            found=f"model.vocab_size={vocab_size:,}; the tokenizer has {stream.vocab_size:,} ids",
+            remedy=f"model.vocab_size={stream.vocab_size}",
+        )
+    tokens, targets = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+    return Batch(tokens, targets, weights, row0=row0)
+
+
+class TrainLoader:
+    """The training batches of one process, step after step, without end.
+
+    A function of (stream, seq_len, rows of a step, seed) and the step: a loader that starts at
+    step s gives what an uninterrupted one gives from there.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        seq_len: int,
+        micro_batch_size: int,
+        grad_accum_steps: int,
+        seed: int,
+        vocab_size: int,
+        start_step: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 4,
+    ) -> None:
+        """Start reading.
+
+        Args:
+            stream: Tokens of the training split.
+            seq_len: T.
+            micro_batch_size: Rows of a micro-batch.
+            grad_accum_steps: Micro-batches of a step, over all ranks.
+            seed: Of the order.
+            vocab_size: The model's; every id must be below it.
+            start_step: The first step to give, from 1.
+            rank: This process, 0 to world_size - 1.
+            world_size: Processes.
+            prefetch: Steps that the thread may be ahead, at least 1.
+
+        Raises:
+            PippinError: P010 where the micro-batches cannot be shared evenly, P201 where the stream
+                is shorter than a window.
+        """
+        if grad_accum_steps % world_size != 0:
+            raise PippinError(
+                "P010",
+                f"train.grad_accum_steps={grad_accum_steps} cannot be shared evenly",
+                found=f"needed: a multiple of the {world_size} processes",
+                remedy=f"train.grad_accum_steps={-(-grad_accum_steps // world_size) * world_size}",
+            )
+        self._stream, self._seq_len, self._vocab_size = stream, seq_len, vocab_size
+        self._micro_batch_size = micro_batch_size
+        self._step_rows = micro_batch_size * grad_accum_steps
+        share = grad_accum_steps // world_size
+        self._my_micro = range(rank * share, (rank + 1) * share)
+        self.num_windows = num_windows(stream.num_tokens, seq_len)
+        self._last_window_targets = (stream.num_tokens - 1) - (self.num_windows - 1) * seq_len
+        self._order = WindowOrder(self.num_windows, seed)
+        self._queue: queue.Queue[StepBatches | BaseException] = queue.Queue(maxsize=prefetch)
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(
+            target=self._fill, args=(start_step,), name="pippin-loader", daemon=True
+        )
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        """The loader itself."""
+        return self
+
+    def __next__(self) -> StepBatches:
+        """Batches of the next step.
+
+        Raises:
+            PippinError: What went wrong in the thread, each time it is asked.
+            StopIteration: After `close`.
+        """
+        if self._failure is not None:
+            raise self._failure
+        while not self._stop.is_set():
+            try:
+                item = self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                self._failure = item
+                raise item
+            return item
+        raise StopIteration
+
+    def __enter__(self) -> "TrainLoader":
+        """Nothing to do: reading has begun."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self._stop.set()
+        self._thread.join()
+
+    def _fill(self, start_step: int) -> None:
+        try:
+            block = max(1, _ORDER_ROWS // self._step_rows)
+            step = start_step
+            while not self._stop.is_set():
+                order = self._order.windows((step - 1) * self._step_rows, block * self._step_rows)
+                for i, windows in enumerate(order.reshape(block, self._step_rows)):
+                    self._put(self._batches(step + i, windows))
+                    if self._stop.is_set():
+                        return
+                step += block
+        except BaseException as error:
+            # The thread is a boundary: what happened is raised again where batches are asked for.
+            self._put(error)
+
+    def _batches(self, step: int, windows: NDArray[np.int64]) -> StepBatches:
+        size = self._micro_batch_size
+        micro = tuple(
+            read_windows(
+                self._stream,
+                windows[m * size : (m + 1) * size],
+                self._seq_len,
+                row0=m * size,
+                vocab_size=self._vocab_size,
+            )
+            for m in self._my_micro
+        )
+        last = int(np.count_nonzero(windows == self.num_windows - 1))
+        full = len(windows) - last
+        tokens = full * self._seq_len + last * self._last_window_targets
+        return StepBatches(step, micro, float(tokens), tokens)
+
+    def _put(self, item: StepBatches | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_S)
+            except queue.Full:
+                continue
+            return
+
+
+class EvalBatches:
+    """Fixed windows for validation, spread evenly over a split: the same ones each time.
+
+    Attributes:
+        num_tokens: Targets with weight 1 over all batches.
+        num_bytes: Bytes of text that those targets stand for, for bits per byte: exact where the
+            bytes of each id are given, else by the average of the split.
+    """
+
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        seq_len: int,
+        batch_size: int,
+        max_tokens: int,
+        vocab_size: int,
+        token_bytes: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Choose the windows.
+
+        Args:
+            stream: Tokens of the split.
+            seq_len: T.
+            batch_size: Rows of every batch; the last is filled up with rows of weight 0.
+            max_tokens: Targets to score, about, at least one window.
+            vocab_size: The model's; every id must be below it.
+            token_bytes: int64 `[V]`, from `Tokenizer.token_bytes`.
+
+        Raises:
+            PippinError: P201 where the split is shorter than a window, P204 for an id out of range.
+        """
+        self._stream, self._seq_len, self._vocab_size = stream, seq_len, vocab_size
+        self._batch_size = batch_size
+        total = num_windows(stream.num_tokens, seq_len)
+        count = min(total, max(1, max_tokens // seq_len))
+        # The middles of `count` equal parts.
+        self.windows: NDArray[np.int64] = (
+            (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+        )
+        self.num_tokens = 0
+        self.num_bytes = 0.0
+        for batch in self:
+            scored = batch.weights > 0
+            self.num_tokens += int(np.count_nonzero(scored))
+            if token_bytes is not None:
+                self.num_bytes += float(token_bytes[batch.targets[scored]].sum())
+        if token_bytes is None:
+            self.num_bytes = self.num_tokens * stream.text_bytes / stream.num_tokens
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.windows) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of equal shape, `[batch_size, T]`."""
+        for start in range(0, len(self.windows), self._batch_size):
+            windows = self.windows[start : start + self._batch_size]
+            missing = self._batch_size - len(windows)
+            padded = np.concatenate([windows, np.repeat(windows[-1:], missing)])
+            batch = read_windows(
+                self._stream, padded, self._seq_len, row0=0, vocab_size=self._vocab_size
+            )
+            batch.weights[len(windows) :] = 0.0
+            yield batch

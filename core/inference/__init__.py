@@ -1,0 +1,1 @@
+"""Inference on any backend: sampling, generation, evaluation."""

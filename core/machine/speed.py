@@ -1,0 +1,88 @@
+"""FLOPs, peak rates and a short measurement of training speed.
+
+FLOPs count matrix products only, forward and backward: 6 per multiplied parameter and token, and
+12 L H Dh T for attention counted in full (PaLM, arXiv 2204.02311, appendix B). Muon's Newton-Schulz is not
+counted, so it shows as lost utilisation.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from core.backend import Backend, Batch, StepHyper
+from core.config.schema import ModelConfig, RunConfig
+from core.params import GROUPS, ParamSpec, num_matmul_parameters
+
+# Dense matmul rates in TFLOP/s: (float32, half). Measured with large matrices, public data of
+# zzc0721/torch-performance-test-data and of the makers; other chips have no MFU.
+PEAK_TFLOPS: dict[str, tuple[float, float]] = {
+    "Apple M1 Pro": (4.28, 4.75),
+    "Apple M3 Max": (11.5, 12.8),
+    "Apple M4": (2.98, 3.12),
+    "Apple M4 Max": (13.8, 14.8),
+    "NVIDIA H200": (51.0, 790.0),
+    "NVIDIA H100": (52.0, 784.0),
+    "NVIDIA A100": (19.0, 265.0),
+    "NVIDIA GeForce RTX 4090": (55.0, 170.0),
+    "Tesla T4": (4.0, 42.0),
+}
+
+
+def flops_per_token(model: ModelConfig, specs: Sequence[ParamSpec], seq_len: int) -> float:
+    """Training FLOPs of one token, forward and backward."""
+    attention = 12.0 * model.n_layers * model.n_heads * model.head_dim * seq_len
+    return 6.0 * num_matmul_parameters(specs) + attention
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """Peak FLOP/s of a device by its name, None where it is not known."""
+    matches = [name for name in PEAK_TFLOPS if device.startswith(name)]
+    if not matches:
+        return None
+    name = max(matches, key=len)
+    if len(device) > len(name) and device[len(name) :].strip().startswith(("Pro", "Max", "Ultra")):
+        return None
+    return 1e12 * PEAK_TFLOPS[name][0 if precision == "float32" else 1]
+
+
+def measure_tokens_per_s(
+    backend: Backend,
+    config: RunConfig,
+    *,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Train on random tokens for a moment and return tokens per second.
+
+    The first step (compilation, allocation) is left out. Rates are 0, so nothing is learned.
+
+    Args:
+        backend: A loaded backend in mode "train".
+        config: Its configuration.
+        seconds: How long to measure; at least one step is timed.
+        clock: Monotonic clock in seconds.
+    """
+    rng = np.random.default_rng(0)
+    rows, length = config.train.micro_batch_size, config.data.seq_len
+    tokens = rng.integers(0, config.model.vocab_size, (rows, length + 1), np.int32)
+    batch = Batch(
+        np.ascontiguousarray(tokens[:, :-1]),
+        np.ascontiguousarray(tokens[:, 1:]),
+        np.ones((rows, length), np.float32),
+    )
+    micro = [batch] * config.train.grad_accum_steps
+    zero: dict[str, float] = {group: 0.0 for group in GROUPS}
+    hyper = StepHyper(1, zero, zero, 0.9, float(rows * length * len(micro)), 1.0)
+    begin = clock()
+    float(backend.train_step(micro, hyper)["loss"])
+    backend.synchronize()
+    start = clock()
+    if start - begin > seconds:  # so slow that allocation and compiling matter little
+        return hyper.normalizer / (start - begin)
+    steps = 0
+    while steps == 0 or clock() - start < seconds:
+        float(backend.train_step(micro, hyper)["loss"])
+        steps += 1
+    backend.synchronize()
+    return steps * hyper.normalizer / (clock() - start)

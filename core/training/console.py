@@ -1,0 +1,268 @@
+"""The terminal: facts once, history rows, two live lines, a summary.
+
+Without a terminal: plain lines, no control codes, one line a row. `NO_COLOR` and the encoding of the
+stream are respected; what a model wrote is neutralised before it is printed.
+"""
+
+import contextlib
+import json
+import shutil
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.text import Text
+
+from core.config.load import Draft
+from core.inference.text import printable
+from core.training import format as fmt
+
+HEARTBEAT_S = 5.0
+REFRESH_S = 0.25
+SLOW_STEP_S = 20.0
+PLAIN_EVERY_S = 60.0
+# key -> (title, width, shown at 80 columns)
+COLUMNS: tuple[tuple[str, str, int], ...] = (
+    ("step", "step", 8),
+    ("loss", "loss", 9),
+    ("val", "val", 8),
+    ("lr", "lr", 8),
+    ("grad", "grad", 7),
+    ("speed", "tok/s", 8),
+    ("mfu", "MFU", 6),
+    ("memory", "mem", 8),
+    ("eta", "left", 9),
+)
+# Keys whose automatic value a user wants to know; --print-config shows the rest.
+DECISIONS = (
+    "model.d_model",
+    "model.n_layers",
+    "model.n_heads",
+    "data.seq_len",
+    "train.precision",
+    "train.total_steps",
+    "train.micro_batch_size",
+    "train.lr_matrix",
+    "train.lr_embed",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures of one history row; None is not shown."""
+
+    step: int
+    loss: float
+    trend: str = ""
+    val: float | None = None
+    val_is_best: bool = False
+    lr: float | None = None
+    grad: float | None = None
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    memory_bytes: int | None = None
+    eta_s: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Figures of the two live lines."""
+
+    step: int
+    total_steps: int
+    eta: str
+    losses: Sequence[float]
+    floor: float | None
+    text: str
+
+
+class Console:
+    """Everything a run prints. Human text goes to `stream`, JSON rows to stdout with `as_json`."""
+
+    def __init__(
+        self,
+        *,
+        stream: IO[str] | None = None,
+        quiet: bool = False,
+        as_json: bool = False,
+        every_row: bool = False,
+    ) -> None:
+        self._stream = stream or (sys.stderr if as_json else sys.stdout)
+        self._rich = RichConsole(file=self._stream, highlight=False, soft_wrap=True, markup=False)
+        self.interactive = self._rich.is_terminal and not quiet and not as_json
+        encoding = (getattr(self._stream, "encoding", None) or "ascii").lower()
+        self.unicode = "utf" in encoding
+        self.quiet = quiet
+        self._json = as_json
+        self.every_row = every_row
+        self.width = (
+            min(shutil.get_terminal_size((80, 24)).columns, 100) if self.interactive else 80
+        )
+        self._live: Live | None = None
+        self._last_refresh = 0.0
+        self._last_print = time.monotonic()
+        self._columns = COLUMNS
+        self.warnings: list[str] = []
+
+    def print(self, text: str = "", style: str = "", *, always: bool = False) -> None:
+        """One or more lines of plain text above the live lines."""
+        if self.quiet and not always:
+            return
+        if not self.unicode:
+            text = fmt.to_ascii(text)
+        self._rich.print(Text(text, style=style))
+        self._stream.flush()
+        self._last_print = time.monotonic()
+
+    def emit(self, kind: str, data: Mapping[str, Any]) -> None:
+        """One JSON object on stdout, in JSON mode."""
+        if self._json:
+            sys.stdout.write(json.dumps({"kind": kind, **data}, allow_nan=False) + "\n")
+            sys.stdout.flush()
+
+    def banner(self, version: str) -> None:
+        """The first line, printed before anything slow."""
+        self.print(f" pippin {version}   grow a small language model, the same on every backend")
+
+    def fact(self, label: str, text: str, result: str = "", seconds: float | None = None) -> None:
+        """One line of the first zone: what, the facts, what was done, how long."""
+        left = f" {label:<10} {text}"
+        right = f"{result}{'':>2}{seconds:6.1f} s" if seconds is not None else result
+        self.print(fmt.two_sided(left, right, self.width))
+
+    @contextlib.contextmanager
+    def phase(self, label: str, doing: str) -> Iterator[None]:
+        """Say what goes on when a phase is silent for 5 seconds, and every 5 again."""
+        done = threading.Event()
+        start = time.monotonic()
+
+        def beat() -> None:
+            while not done.wait(HEARTBEAT_S):
+                self.print(f" {label:<10} still {doing}: {time.monotonic() - start:.0f} s", "dim")
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    @contextlib.contextmanager
+    def slow_step(self, explain: str) -> Iterator[None]:
+        """Explain a first step that takes longer than 20 seconds."""
+        timer = threading.Timer(SLOW_STEP_S, lambda: self.print(" ! " + explain, "yellow"))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def decided(self, draft: Draft) -> None:
+        """The values that were decided, with their source and reason; defaults are counted."""
+        asked = {k for k, s in draft.sources.items() if s.kind in ("file", "flag", "preset")}
+        auto = {k for k, s in draft.sources.items() if s.kind == "auto"} & set(DECISIONS)
+        shown = [k for k in draft.values if k in asked | auto]
+        self.print()
+        self.print(f" {'what':<26}{'value':<16}{'from':<8}why", "bold")
+        for name in shown:
+            source = draft.sources[name]
+            why = source.reason or source.where
+            value = fmt.cut_left(fmt.value(draft.values[name]), 15)
+            self.print(fmt.cut(f" {name:<26}{value:<16}{source.kind:<8}{why}", self.width))
+        rest = len(draft.values) - len(shown)
+        self.print(f"   + {rest} more, all of them: python train.py --print-config", "dim")
+        self.print()
+
+    def header(self, *, with_mfu: bool) -> None:
+        """Titles of the history; MFU only where the peak is known, and on wide terminals."""
+        self._columns = tuple(
+            c for c in COLUMNS if c[0] != "mfu" or (with_mfu and self.width >= 72)
+        )
+        if self.interactive:
+            self._columns = tuple(c for c in self._columns if c[0] != "eta")
+        self.print("".join(title.rjust(width) for _, title, width in self._columns), "bold")
+
+    def row(self, row: Row) -> None:
+        """One history row."""
+        cells = {
+            "step": f"{row.step:,}",
+            "loss": fmt.number(row.loss) + (f" {row.trend}" if row.trend else "  "),
+            "val": (fmt.number(row.val) + ("*" if row.val_is_best else " ")) if row.val else "",
+            "lr": f"{row.lr:.0e}".replace("e-0", "e-") if row.lr is not None else "",
+            "grad": fmt.number(row.grad, 2) if row.grad is not None else "",
+            "speed": fmt.si(row.tokens_per_s) if row.tokens_per_s else "",
+            "mfu": f"{100 * row.mfu:.0f} %" if row.mfu is not None else "",
+            "memory": fmt.gigabytes(row.memory_bytes) if row.memory_bytes else "",
+            "eta": fmt.duration(row.eta_s) if row.eta_s is not None else "",
+        }
+        text = "".join(cells[key].rjust(width) for key, _, width in self._columns)
+        self.print(text + (f"  {row.note}" if row.note else ""))
+
+    def wants_plain_row(self) -> bool:
+        """Without a terminal: whether a minute passed without a line."""
+        return not self.interactive and time.monotonic() - self._last_print > PLAIN_EVERY_S
+
+    def sample(self, prompt: str, text: str) -> None:
+        """What the model writes after a prompt, neutralised, at most three lines."""
+        words = " ".join(printable(prompt + text).split())
+        mark = "┆" if self.unicode else "|"
+        lines = textwrap.wrap(words, self.width - 6)[:3]
+        for line in lines:
+            self.print(f"   {mark} {line}", "dim")
+
+    def warn(self, text: str) -> None:
+        """A warning, once above the live lines, and counted in the summary."""
+        self.warnings.append(text)
+        self.print(f" ! {text}", "yellow", always=True)
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """The zone of the two live lines; nothing without a terminal."""
+        if not self.interactive:
+            yield
+            return
+        with Live(
+            Text(""), console=self._rich, auto_refresh=False, transient=True, redirect_stderr=False
+        ) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def progress(self, progress: Progress) -> None:
+        """Redraw the live lines, at most four times a second."""
+        if self._live is None or time.monotonic() - self._last_refresh < REFRESH_S:
+            return
+        self._last_refresh = time.monotonic()
+        tail = f"  {progress.step:,}/{progress.total_steps:,}  "
+        tail += f"{100 * progress.step // max(progress.total_steps, 1)} %   {progress.eta} left"
+        bar = fmt.bar(progress.step / max(progress.total_steps, 1), self.width - len(tail) - 2)
+        spark = fmt.sparkline(progress.losses)
+        floor = f" floor {progress.floor:.2f}" if progress.floor else ""
+        loss = f" loss {fmt.number(progress.losses[-1])} {spark}{floor}" if progress.losses else ""
+        text = Text(f" {bar}{tail}\n" + fmt.cut(f"{loss} · {progress.text}", self.width))
+        self._live.update(text, refresh=True)
+
+    def skills(self, results: Mapping[str, tuple[int, int]], chance: Mapping[str, float]) -> None:
+        """Skill bars beside chance."""
+        total = sum(n for _, n in results.values())
+        self.print(f" skills     {total} questions about unseen stories (| is chance)")
+        for name, (right, asked) in results.items():
+            if asked:
+                bar = fmt.skill_bar(right / asked, chance[name], 30, unicode=self.unicode)
+                self.print(f"   {name:<10}{bar} {100 * right / asked:4.0f} %")
+
+    def block(self, label: str, lines: Sequence[str]) -> None:
+        """Lines of the summary under one label."""
+        for i, line in enumerate(lines):
+            self.print(f" {label if i == 0 else '':<7}{line}", always=True)

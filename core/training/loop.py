@@ -1,0 +1,429 @@
+"""The training loop: steps, logs, validation, samples, checkpoints, and how a run ends.
+
+The loop knows the backend only by `core.backend.Backend`. It reads metrics from the device when it
+logs, and the skip counters every few steps; everything else stays lazy.
+"""
+
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.backend import Backend, Lazy
+from core.checkpoint import Meta, link_best, list_checkpoints, prune
+from core.config.schema import RunConfig
+from core.data.loader import EvalBatches, StepBatches
+from core.errors import PippinError
+from core.inference.evaluate import Evaluation, evaluate
+from core.machine.speed import flops_per_token, peak_flops
+from core.machine.system import process_memory
+from core.params import ParamSpec
+from core.paths import step_file_name
+from core.training import format as fmt
+from core.training.console import Console, Progress, Row
+from core.training.runlog import RunLog, write_json
+from core.training.schedule import step_hyper
+from core.training.signals import StopSignals
+
+CHECK_EVERY = 5  # steps between readings of the skip counters
+NUM_ROWS = 40  # rows of a whole run in the terminal
+EARLY_ROWS = (1, 2, 5, 10, 20, 50, 100)
+SLEEP_GAP_S = 30.0
+
+Reason = Literal["done", "stopped", "interrupted", "terminated", "not finite"]
+
+
+@dataclass
+class Progressed:
+    """What a run carries from step to step besides the backend's tensors."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    best_val_loss: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, for the summary."""
+
+    reason: Reason
+    state: Progressed
+    first_step: int
+    last_loss: float | None
+    train_loss: float | None
+    final: Evaluation | None
+    seconds: float
+    tokens: int
+    peak_tokens_per_s: float
+    skipped_steps: int
+    checkpoint: Path | None
+    seconds_by_phase: Mapping[str, float]
+    losses: Sequence[float] = ()
+
+
+@dataclass
+class Run:
+    """Everything the loop needs; made by `core.training.run`."""
+
+    config: RunConfig
+    specs: Sequence[ParamSpec]
+    backend: Backend
+    batches: Iterable[StepBatches]
+    eval_batches: EvalBatches
+    token_bytes: NDArray[np.int64]
+    folder: Path
+    log: RunLog
+    console: Console
+    signals: StopSignals
+    meta: Meta
+    state: Progressed
+    stop_step: int
+    floor_nats: float | None = None
+    device_name: str = ""
+    sample: Callable[[int], None] | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+def shown_steps(total_steps: int, log_interval: int) -> set[int]:
+    """Log-spaced steps at which the terminal shows a row, about 45 for a run of any length."""
+    shown = {s for s in EARLY_ROWS if s <= total_steps}
+    stride = max(log_interval * math.ceil(total_steps / NUM_ROWS / log_interval), 1)
+    return shown | set(range(stride, total_steps + 1, stride)) | {total_steps}
+
+
+def sample_steps(total_steps: int, count: int) -> set[int]:
+    """Log-spaced steps at which samples are shown, the last step among them."""
+    if count <= 0:
+        return set()
+    if count == 1:
+        return {total_steps}
+    first = min(max(total_steps // 50, 1), total_steps)
+    ratio = (total_steps / first) ** (1 / (count - 1))
+    return {round(first * ratio**i) for i in range(count)}
+
+
+class Loop:
+    """One run from its state to its end; `run()` returns the outcome."""
+
+    def __init__(self, run: Run) -> None:
+        self.r = run
+        train = run.config.train
+        self._shown = shown_steps(train.total_steps, train.log_interval)
+        self._samples = sample_steps(train.total_steps, train.samples)
+        self._ema = fmt.Ema()
+        self._recent: deque[float] = deque(maxlen=200)
+        self._peak = peak_flops(run.device_name, train.precision)
+        self._flops = flops_per_token(run.config.model, run.specs, run.config.data.seq_len)
+        self._checkpoint: Path | None = None
+        self._val: Evaluation | None = None
+        self._val_step = -1
+        self._last_loss: float | None = None
+        self._skipped = 0
+        self._skipped_told = 0
+        self._tokens = 0
+        self._step_seconds = 0.0
+        self._timed_tokens = 0
+        self._peak_speed = 0.0
+        self._last_speed: float | None = None
+        self._phase_seconds: dict[str, float] = run.phases
+        self._wall = time.time() - time.monotonic()
+
+    def run(self) -> Outcome:
+        """Train until the end, a signal, or too many steps that are not finite."""
+        r = self.r
+        start, first = time.monotonic(), r.state.step
+        reason: Reason = "done"
+        r.console.header(with_mfu=self._peak is not None)
+        with r.console.live():
+            mark = time.monotonic()
+            for batch in r.batches:
+                if r.state.step >= r.stop_step:
+                    break
+                metrics = self._step(batch)
+                step = r.state.step
+                now = time.monotonic()
+                if step > first + 1:  # the first step compiles and allocates
+                    self._step_seconds += now - mark
+                    self._timed_tokens += batch.tokens
+                self._phase_seconds["steps"] = self._phase_seconds.get("steps", 0.0) + now - mark
+                if not self._finite(metrics, step):
+                    reason = "not finite"
+                    break
+                stop = r.signals.received is not None or step >= r.stop_step
+                self._events(metrics, step, stop=stop)
+                mark = time.monotonic()
+                if r.signals.received is not None:
+                    interrupted = r.signals.received == signal.SIGINT
+                    reason = "interrupted" if interrupted else "terminated"
+                    break
+        if reason == "done" and r.state.step < r.config.train.total_steps:
+            reason = "stopped"
+        return Outcome(
+            reason=reason,
+            state=r.state,
+            first_step=first,
+            last_loss=self._last_loss,
+            train_loss=self._ema.history[-1][1] if self._ema.history else None,
+            final=self._val,
+            seconds=time.monotonic() - start,
+            tokens=self._tokens,
+            peak_tokens_per_s=self._peak_speed,
+            skipped_steps=self._skipped,
+            checkpoint=self._checkpoint,
+            seconds_by_phase=self._phase_seconds,
+            losses=[v for _, v in self._ema.history],
+        )
+
+    def _step(self, batch: StepBatches) -> Mapping[str, Lazy]:
+        r = self.r
+        hyper = step_hyper(batch.step, r.config.train, batch.normalizer)
+        if self._tokens == 0:
+            advice = "still in the first step; usually this is compiling, or memory: try a smaller "
+            with r.console.slow_step(
+                advice + "train.micro_batch_size, or --dry-run for a forecast"
+            ):
+                metrics = r.backend.train_step(batch.micro, hyper)
+                float(metrics["loss"])
+        else:
+            metrics = r.backend.train_step(batch.micro, hyper)
+        r.state.step = batch.step
+        r.state.tokens_seen += batch.tokens
+        self._tokens += batch.tokens
+        return metrics
+
+    def _finite(self, metrics: Mapping[str, Lazy], step: int) -> bool:
+        """Read the counters when it is time; False ends the run."""
+        r = self.r
+        train = r.config.train
+        due = step % CHECK_EVERY == 0 or self._logs(step) or self._saves(step)
+        if not due and step < r.stop_step:
+            return True
+        total = int(float(metrics["skipped_total"]))
+        self._skipped = total
+        if total > self._skipped_told:
+            r.console.warn(
+                f"step {step}: loss or gradient was not finite, skipped ({total} so far)"
+            )
+            self._skipped_told = total
+        in_a_row = int(float(metrics["skipped_in_a_row"]))
+        if in_a_row < train.max_skipped_steps:
+            return True
+        good = step - in_a_row
+        r.state.tokens_seen -= in_a_row * self._tokens_per_step()
+        r.state.step = good
+        self._save(good)
+        return False
+
+    def _tokens_per_step(self) -> int:
+        c = self.r.config
+        return c.train.micro_batch_size * c.train.grad_accum_steps * c.data.seq_len
+
+    def _logs(self, step: int) -> bool:
+        return (
+            step % self.r.config.train.log_interval == 0
+            or step in self._shown
+            or step == self.r.stop_step
+        )
+
+    def _saves(self, step: int) -> bool:
+        return step % self.r.config.train.ckpt_interval == 0 or step == self.r.stop_step
+
+    def _events(self, metrics: Mapping[str, Lazy], step: int, *, stop: bool) -> None:
+        r, train = self.r, self.r.config.train
+        if step % train.eval_interval == 0 or self._saves(step) or stop:
+            self._evaluate(step)
+        if self._logs(step) or self._val_step == step:
+            self._log(metrics, step)
+        elif r.console.interactive:
+            self._live(step)
+        if self._saves(step) or stop:
+            self._save(step)
+        if step in self._samples and r.sample is not None and r.signals.received is None:
+            begin = time.monotonic()
+            r.sample(step)
+            self._add_phase("samples", begin)
+
+    def _add_phase(self, name: str, begin: float) -> None:
+        self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + time.monotonic() - begin
+
+    def _evaluate(self, step: int) -> None:
+        begin = time.monotonic()
+        self._val = evaluate(self.r.backend, self.r.eval_batches, token_bytes=self.r.token_bytes)
+        self._val_step = step
+        self._add_phase("validation", begin)
+
+    def _log(self, metrics: Mapping[str, Lazy], step: int) -> None:
+        r, train = self.r, self.r.config.train
+        loss = float(metrics["loss"])
+        grad = float(metrics["grad_norm"])
+        self._last_loss = loss
+        average = self._ema.update(step, loss)
+        self._recent.append(average)
+        speed = self._timed_tokens / self._step_seconds if self._step_seconds > 0 else None
+        if speed is not None:
+            self._peak_speed = max(self._peak_speed, speed)
+            self._last_speed = speed
+        seconds_a_step = self._tokens_per_step() / speed if speed else None
+        self._step_seconds, self._timed_tokens = 0.0, 0
+        memory = r.backend.memory()
+        own = process_memory(os.getpid())
+        process = own.memory_bytes if own is not None else 0
+        used = max(memory.active_bytes or 0, process)
+        hyper = step_hyper(step, train, 1.0)
+        val = self._val if self._val_step == step else None
+        mfu = speed * self._flops / self._peak if speed and self._peak else None
+        eta = self._eta(step)
+        row: dict[str, Any] = {
+            "loss": loss,
+            "learning_rate": hyper.lr["matrix"],
+            "grad_norm": grad,
+            "tokens_processed": r.state.tokens_seen,
+            "throughput_tokens_per_sec": speed,
+            "step_time_sec": seconds_a_step,
+            "perplexity": math.exp(loss) if loss < 700 else None,
+            "memory_active_bytes": memory.active_bytes,
+            "memory_peak_bytes": memory.peak_bytes,
+            "memory_process_bytes": process,
+            "mfu": mfu,
+            "skipped_total": self._skipped,
+        }
+        if "loss_scale" in metrics:
+            row["loss_scale"] = float(metrics["loss_scale"])
+            row["overflows_total"] = float(metrics["overflows_total"])
+        if val is not None:
+            row["val_loss"] = val.loss
+            row["val_bits_per_byte"] = val.bits_per_byte
+        r.log.row(step, row)
+        r.console.emit("row", {"step": step, **{k: v for k, v in row.items() if _jsonable(v)}})
+        best = r.state.best_val_loss
+        is_best = val is not None and (best is None or val.loss < best)
+        if val is not None and is_best and not self._saves(step):
+            r.state.best_val_loss = val.loss  # the file follows at the next save that is as good
+        shown = step in self._shown or r.console.every_row or r.console.wants_plain_row()
+        if shown or step == r.stop_step or r.signals.received is not None:
+            r.console.row(
+                Row(
+                    step=step,
+                    loss=average,
+                    trend=self._ema.trend(train.total_steps),
+                    val=val.loss if val else None,
+                    val_is_best=is_best,
+                    lr=hyper.lr["matrix"],
+                    grad=grad,
+                    tokens_per_s=speed,
+                    mfu=mfu,
+                    memory_bytes=used,
+                    eta_s=eta,
+                )
+            )
+        self._slept()
+        self._live(step, used=used, mfu=mfu)
+
+    def _slept(self) -> None:
+        wall = time.time() - time.monotonic()
+        if wall - self._wall > SLEEP_GAP_S:
+            gap = fmt.duration(wall - self._wall)
+            self.r.console.warn(f"the computer slept {gap}; training went on after it")
+        self._wall = wall
+
+    def _eta(self, step: int) -> float | None:
+        if not self._last_speed:
+            return None
+        left = (self.r.stop_step - step) * self._tokens_per_step() / self._last_speed
+        steps = self._phase_seconds.get("steps", 0.0)
+        other = sum(v for k, v in self._phase_seconds.items() if k != "steps")
+        return left * (1 + other / steps) if steps > 5 else left
+
+    def _live(self, step: int, *, used: int | None = None, mfu: float | None = None) -> None:
+        r = self.r
+        eta = self._eta(step)
+        if eta is None:
+            text = "..."
+        elif step < 0.05 * r.stop_step:
+            text = f"{fmt.duration(0.8 * eta)}-{fmt.duration(1.3 * eta)}"
+        else:
+            text = fmt.duration(eta)
+        parts = [f"{fmt.si(self._last_speed)} tok/s"] if self._last_speed else []
+        if mfu is not None:
+            parts.append(f"MFU {100 * mfu:.0f} %")
+        if used:
+            parts.append(fmt.gigabytes(used))
+        if self._checkpoint is not None:
+            parts.append(f"saved step {r.meta.step:,}")
+        r.console.progress(
+            Progress(step, r.stop_step, text, list(self._recent), r.floor_nats, " · ".join(parts))
+        )
+
+    def _save(self, step: int) -> None:
+        """Write the checkpoint of a step, then best and pruning. The previous one stays until then."""
+        r, train = self.r, self.r.config.train
+        begin = time.monotonic()
+        path = r.folder / step_file_name(step, r.backend.suffix)
+        val = self._val if self._val_step == step else None
+        recorded = r.meta.loop.get("saved_best_val_loss")
+        better = val is not None and (recorded is None or val.loss < recorded)
+        if better and val is not None:
+            r.state.best_val_loss = min(val.loss, r.state.best_val_loss or val.loss)
+            r.state.best_step = step
+            recorded = val.loss
+        loop = {
+            "best_val_loss": r.state.best_val_loss,
+            "best_step": r.state.best_step,
+            "saved_best_val_loss": recorded,
+        }
+        meta = replace(r.meta, step=step, tokens_seen=r.state.tokens_seen, loop=loop)
+        if path not in list_checkpoints(r.folder) or step != self.r.meta.step:
+            path = r.backend.save(path, meta, optimizer=True).result()
+        r.meta = meta
+        self._checkpoint = path
+        best = r.folder / f"best{r.backend.suffix}"
+        if better:
+            link_best(path, best)
+        prune(r.folder, keep=train.ckpt_keep, protect=(path,))
+        write_json(
+            r.folder / "training_state.json",
+            {
+                "step": step,
+                "total_steps": train.total_steps,
+                "tokens_seen": r.state.tokens_seen,
+                "checkpoint": path.name,
+                **{k: v for k, v in loop.items() if v is not None},
+                "note": "for people; never read back",
+            },
+        )
+        self._add_phase("saving", begin)
+
+
+def not_finite_error(run: Run, outcome: Outcome) -> PippinError:
+    """The error of a run that was stopped by steps that were not finite."""
+    train = run.config.train
+    tries = []
+    if train.precision == "float16":
+        tries.append("train.precision=bfloat16")
+    tries.append(f"train.lr={train.lr / 2:g}")
+    if train.max_grad_norm == 0 or train.max_grad_norm > 0.5:
+        tries.append("train.max_grad_norm=0.5")
+    kept = f"last good state: {outcome.checkpoint}" if outcome.checkpoint else "nothing was saved."
+    return PippinError(
+        "P401",
+        f"{train.max_skipped_steps} steps in a row were not finite after step "
+        f"{outcome.state.step}; stopped.",
+        found=f"precision {train.precision}, rate of the matrices {train.lr_matrix:g}",
+        choices=tries,
+        remedy=f"python train.py --resume {run.folder} {tries[0]}",
+        kept=kept,
+        exit_code=1,
+    )
+
+
+def _jsonable(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))

@@ -1,0 +1,52 @@
+"""Samples while a run goes on: the same prompts and the same seed, so that one sees growth."""
+
+import json
+from pathlib import Path
+
+from core.backend import Backend
+from core.config.schema import RunConfig
+from core.inference.generate import generate
+from core.inference.sampling import Sampling
+from core.training.console import Console
+from core.training.textdata import TextData
+
+TEMPERATURE = 0.8
+
+
+class Sampler:
+    """Writes samples to the terminal and to `samples/samples.jsonl`; called with the step."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        prepared: TextData,
+        config: RunConfig,
+        console: Console,
+        folder: Path,
+    ) -> None:
+        self._backend = backend
+        self._tokenizer = prepared.tokenizer
+        self._prompts = prepared.prompts()
+        self._config = config
+        self._console = console
+        self._path = folder / "samples" / "samples.jsonl"
+
+    def __call__(self, step: int) -> None:
+        """Continue each prompt; the first one is shown."""
+        prompts = self._prompts
+        sampling = Sampling(temperature=TEMPERATURE, seed=self._config.train.seed)
+        results = generate(
+            self._backend,
+            self._tokenizer,
+            prompts,
+            max_seq_len=self._config.model.max_seq_len,
+            max_new_tokens=self._config.train.sample_tokens,
+            sampling=sampling,
+        )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as handle:
+            for prompt, result in zip(prompts, results):
+                row = {"step": step, "prompt": prompt, "text": result.text}
+                handle.write(json.dumps({**row, "temperature": TEMPERATURE}) + "\n")
+        self._console.sample(prompts[0], results[0].text)
+        self._console.emit("sample", {"step": step, "prompt": prompts[0], "text": results[0].text})

@@ -1,0 +1,150 @@
+"""Continue a text with a trained model, on any backend.
+
+A run's name or a checkpoint's path alone suffices: `python generate.py --model_name stories-1
+--prompt "Once"`, `python generate.py model.pt --prompt -` (stdin). Without either, the newest run.
+"""
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
+    sys.exit("P502 Pippin needs Python 3.10 or newer.\n  try: brew install python@3.12")
+
+import argparse
+import os
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import backends
+from core.checkpoint import Checkpoint
+from core.errors import EXIT_SIGINT, PippinError
+from core.inference.model import Model, checkpoint_candidates, load_model
+from core.inference.sampling import Sampling
+from core.inference.terminal import Request, write_texts
+from core.machine.choose import choose_backend
+from core.machine.system import on_apple_silicon
+from core.training.runfolder import find_run, run_names
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Arguments; flags take dashes or underscores.
+
+    Raises:
+        PippinError: P012 for what is not understood.
+    """
+    parser = _Parser(
+        prog="generate.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
+    )
+    add = parser.add_argument
+    add(
+        "model", nargs="?", metavar="RUN|CHECKPOINT", help="run name, run folder or checkpoint file"
+    )
+    add("--model-name", metavar="RUN", help="the same, as a flag")
+    add("--checkpoint", metavar="PATH", help="the same, as a flag")
+    add("--prompt", default="", metavar="TEXT", help="text to continue; - reads stdin")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="the most to write (256)")
+    add("--num-samples", type=int, default=1, metavar="N", help="texts to write (1)")
+    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token (0.8)")
+    add("--top-k", type=int, default=0, metavar="K", help="only the K likeliest; 0 is off")
+    add("--top-p", type=float, default=1.0, metavar="P", help="only the likeliest of mass P")
+    add("--seed", type=int, default=1, help="the same seed gives the same text (1)")
+    add("--backend", default="auto", choices=("auto", *backends.MODULES), help="where to compute")
+    add("--precision", choices=("float32", "bfloat16", "float16"), help="default: as trained")
+    add("--tokenizer", metavar="PATH", help="default: the one beside the checkpoint")
+    add("--json", action="store_true", help="one JSON object a line on stdout")
+    add("--quiet", action="store_true", help="the text only")
+    add("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args([_dashes(a) for a in argv])
+    given = [v for v in (args.model, args.model_name, args.checkpoint) if v is not None]
+    if len(given) > 1:
+        raise PippinError("P012", f"one model, please; {len(given)} were given.", choices=given)
+    if args.num_samples < 1:
+        raise PippinError("P601", f"num_samples is {args.num_samples}; it must be 1 or more.")
+    args.model = given[0] if given else None
+    return args
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise PippinError("P012", f"{message}.", remedy="python generate.py --help   (all flags)")
+
+
+def _dashes(arg: str) -> str:
+    name, equals, value = arg.partition("=")
+    is_flag = name.startswith("--") and name[2:].replace("_", "").replace("-", "").isalnum()
+    return name.replace("_", "-") + equals + value if is_flag else arg
+
+
+def open_model(args: argparse.Namespace) -> Model:
+    """The model that the arguments name.
+
+    Raises:
+        PippinError: P302 for an unknown run, P3xx for its files, P5xx for the backend.
+    """
+    path = _model_path(args.model)
+    candidates = checkpoint_candidates(path)
+    name = args.backend
+    if name == "auto":
+        name, _ = choose_backend(backends.available(), is_apple_silicon=on_apple_silicon())
+    return load_model(
+        candidates,
+        open_checkpoint=_open_checkpoint,
+        create=backends.load(name),
+        backend_name=name,
+        precision=args.precision,
+        tokenizer_path=None if args.tokenizer is None else Path(args.tokenizer),
+    )
+
+
+def _model_path(name: str | None) -> Path:
+    if name is not None:
+        return Path(name) if Path(name).is_file() else find_run(name)
+    names = run_names()
+    if not names:
+        raise PippinError("P302", "there is no run below ./checkpoints.", remedy="python train.py")
+    print(f"[newest run: {names[0]}]", file=sys.stderr)
+    return find_run(names[0])
+
+
+def _open_checkpoint(path: Path) -> Checkpoint:
+    return backends.checkpoint_format(path.suffix).open(path)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate; returns the exit code."""
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    model = open_model(args)
+    try:
+        for note in model.notes:
+            print(f"[{note}]", file=sys.stderr)
+        request = Request(
+            prompt, args.num_samples, args.max_new_tokens, sampling, args.json, args.quiet
+        )
+        write_texts(model, request)
+    finally:
+        model.backend.close()
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; returns the exit code."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 shows a ? instead
+            getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
+        return run(parse_args(args))
+    except PippinError as error:
+        if "--debug" in args:
+            traceback.print_exc()
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_SIGINT
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The console command of Pippin; the toolkit itself lies beside it."""

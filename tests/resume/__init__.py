@@ -1,0 +1,1 @@
+"""Tests; see each file for what it protects."""

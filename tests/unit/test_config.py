@@ -1,0 +1,188 @@
+"""Configuration: YAML numbers, every key, all problems at once, provenance.
+
+Run: python -m pytest tests/unit/test_config.py
+"""
+
+import pytest
+import yaml
+
+from core.config.load import (
+    AUTO,
+    build,
+    defaults,
+    from_resolved,
+    load,
+    parse_override,
+    parse_yaml,
+    unresolved,
+)
+from core.config.schema import SECTIONS, key_names
+from core.errors import PippinError
+from core.paths import CONFIGS_DIR
+from tests.helpers import tiny_config
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3e-4", 3e-4),
+        ("1e6", 1e6),
+        ("1E+3", 1e3),
+        ("1.5", 1.5),
+        (".5", 0.5),
+        ("-2.", -2.0),
+        ("010", 10),
+        ("0x10", 16),
+        ("-7", -7),
+        ("1:30", "1:30"),
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        ("~", None),
+        ("", None),
+        ("1_000", "1_000"),
+        ("2026-11-21", "2026-11-21"),
+        ("'3e-4'", "3e-4"),
+    ],
+)
+def test_yaml_scalars_follow_yaml_1_2(text, value):
+    got = parse_yaml(f"a: {text}")["a"]
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: 1\na: 2", "a: !!python/object/apply:os.system [echo]", "a: !x 1", "1: 2", "a: [1"],
+)
+def test_repeated_keys_tags_and_broken_yaml_are_refused(text):
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml(text)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def problems_of(**kwargs):
+    with pytest.raises(PippinError) as info:
+        load(**kwargs)
+    assert info.value.code == "P010" and info.value.exit_code == 2
+    return info.value.render()
+
+
+def test_all_problems_are_reported_at_once_with_file_line_and_nearest_key(tmp_path):
+    path = write(
+        tmp_path,
+        "model:\n  d_modle: 3\n  n_heads: 3\n  d_model: 64\n"
+        "train:\n  total_steps: 1e3\n  warmup_steps: 2000\n  compile: yes\nmodle: {}\n",
+    )
+    text = problems_of(config=path, overrides=["model.dropot=0.1", "train.seed=-1"])
+    assert "c.yaml:2: unknown key model.d_modle; did you mean model.d_model?" in text
+    assert "c.yaml:3: model.n_heads = 3 does not divide model.d_model = 64" in text
+    assert "c.yaml:7: train.warmup_steps = 2000 is not below train.total_steps = 1000" in text
+    assert 'c.yaml:8: train.compile = "yes"' in text and "true or false" in text
+    assert "c.yaml:9: unknown section modle; did you mean model" in text
+    assert "did you mean model.dropout?" in text
+    assert "train.seed = -1" in text
+
+
+@pytest.mark.parametrize("name", key_names())
+def test_every_key_misspelt_is_refused_and_the_right_one_named(name):
+    assert f"did you mean {name}" in problems_of(overrides=[f"{name}q=1"])
+    section, _, key = name.partition(".")
+    assert "did you mean" in problems_of(overrides=[f"{section}.{key[1:]}=1"])
+
+
+@pytest.mark.parametrize("name", key_names())
+def test_every_key_refuses_a_value_of_another_type(name):
+    text = problems_of(overrides=[f"{name}=[1, {{a: 2}}]"])
+    assert f"{name} = " in text and "expected" in text
+
+
+@pytest.mark.parametrize("text", ["train.lr=3e-4", "train.lr='3e-4'", "train.lr=0.0003"])
+def test_a_number_is_a_number_quoted_or_not(text):
+    assert load(overrides=[text]).values["train.lr"] == 3e-4
+
+
+def test_whole_numbers_may_be_written_as_floats_and_fractions_not():
+    assert load(overrides=["train.total_steps=1e3"]).values["train.total_steps"] == 1000
+    assert "whole number" in problems_of(overrides=["train.total_steps=1.5"])
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "nan", "inf"])
+def test_a_rate_that_is_not_finite_is_refused(value):
+    assert "train.lr" in problems_of(overrides=[f"train.lr={value}"])
+
+
+def test_sources_are_kept_and_the_last_override_wins(tmp_path):
+    path = write(tmp_path, "train:\n  lr: 1e-3\n  seed: 5\n")
+    draft = load(config=path, overrides=["train.lr=1", "train.lr=2"], flags={"train.seed": 9})
+    assert draft.values["train.lr"] == 2.0 and draft.sources["train.lr"].kind == "flag"
+    assert draft.values["train.seed"] == 9
+    assert draft.sources["model.dropout"].kind == "default"
+    assert load(config=path).sources["train.lr"].where.endswith("c.yaml:2")
+
+
+def test_a_set_key_is_not_resolved_and_an_auto_key_is():
+    draft = load(overrides=["model.d_model=96", "model.n_heads=auto"])
+    draft.resolve("model.d_model", 64, "no")
+    draft.resolve("model.n_heads", 4, "yes")
+    assert draft.values["model.d_model"] == 96
+    assert draft.values["model.n_heads"] == 4 and draft.sources["model.n_heads"].reason == "yes"
+
+
+def test_what_is_left_automatic_is_named():
+    with pytest.raises(PippinError) as info:
+        build(defaults())
+    for name in unresolved(defaults()):
+        assert name in info.value.render()
+    assert "model.d_model" in unresolved(defaults()) and AUTO == "auto"
+
+
+def test_a_resolved_configuration_comes_back_unchanged():
+    config = tiny_config()
+    again = build(from_resolved(config.model_dump(mode="json"), "there"))
+    assert again == config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS_DIR.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_loads(path):
+    assert load(config=path.stem).values["model.d_model"] is not None
+
+
+def test_an_unknown_preset_lists_those_that_exist():
+    with pytest.raises(PippinError) as info:
+        load(config="quickstrat")
+    assert info.value.code == "P011" and info.value.choices[0] == "quickstart"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        (["model.d_model=65", "model.n_heads=4"], "does not divide"),
+        (["model.n_heads=4", "model.n_kv_heads=3"], "n_kv_heads = 3"),
+        (["model.d_model=12", "model.n_heads=4"], "even width"),
+        (["data.seq_len=64", "model.max_seq_len=32"], "longer than"),
+        (["train.total_steps=10", "train.warmup_steps=10"], "before it is warm"),
+        (["train.min_lr=1", "train.lr=0.1"], "above train.lr"),
+        (["train.momentum_start=0.99"], "above train.momentum"),
+        (["data.val_fraction=0.45", "data.test_fraction=0.46"], "leaves under"),
+    ],
+)
+def test_contradictions(overrides, word):
+    assert word in problems_of(overrides=overrides)
+
+
+@pytest.mark.parametrize("text", ["train.lr", "lr", "train.lr=[1"])
+def test_a_broken_override_is_refused(text):
+    with pytest.raises(PippinError) as info:
+        parse_override(text)
+    assert info.value.code == "P012"
+
+
+def test_every_key_has_a_description():
+    for section in SECTIONS.values():
+        for name, info in section.model_fields.items():
+            assert info.description, name

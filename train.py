@@ -1,0 +1,113 @@
+"""Train a model: arguments -> resolved configuration -> backend -> `core.training`.
+
+`python train.py` with no flag picks everything itself; `python train.py --help` lists the flags, and
+`--print-config` every key. Any key can be set: `python train.py model.d_model=256 train.lr=1e-3`.
+"""
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
+    sys.exit(
+        "P502 Pippin needs Python 3.10 or newer; this is {}.{}.\n  try: brew install python@3.12   "
+        "or   curl -LsSf https://astral.sh/uv/install.sh | sh".format(*sys.version_info[:2])
+    )
+
+import argparse
+import traceback
+from pathlib import Path
+
+import backends
+from core import __version__
+from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
+from core.training.console import Console
+from core.training.session import Options, Session
+
+
+def parse_args(argv: list[str]) -> tuple[Options, bool]:
+    """Options of the session, and whether tracebacks are wanted.
+
+    Raises:
+        PippinError: P012 for an unknown flag.
+    """
+    parser = argparse.ArgumentParser(
+        prog="train.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
+    )
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="section.key=value", help="set any key")
+    add("--config", metavar="NAME|PATH", help="a preset of configs/ or a file")
+    add("--input_file", metavar="PATH", help="text file, .jsonl or folder; default: stories")
+    add("--backend", choices=("auto", *backends.MODULES), help="where to compute")
+    add("--minutes", type=float, help="time to train where nothing gives a length (5)")
+    add("--max-steps", type=int, metavar="N", help="stop there; the length where none is given")
+    add("--save_dir", metavar="FOLDER", help="run folder (default: checkpoints/<text>-N)")
+    add("--seed", type=int, help="seed of weights, data order and dropout")
+    add("--micro-batch-size", type=int, metavar="ROWS", help="rows of one forward pass")
+    add("--resume", nargs="?", const="", metavar="RUN|CHECKPOINT", help="go on where it stopped")
+    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    add("--manual-config", action="store_true", help="nothing automatic")
+    add("--print-config", action="store_true", help="print every key, its value and source")
+    add("--dry-run", action="store_true", help="decide, forecast, and stop before training")
+    add("--force", action="store_true", help="train although the forecast does not fit")
+    add("--log", choices=("spaced", "every"), default="spaced", help="rows in the terminal")
+    add("--quiet", action="store_true", help="warnings and the summary only")
+    add("--json", action="store_true", help="JSON lines on stdout, text on stderr")
+    add("--debug", action="store_true", help="show tracebacks")
+    args, rest = parser.parse_known_args([_dashes(a, parser) for a in argv])
+    args.overrides += [a for a in rest if not a.startswith("-")]
+    unknown = [a for a in rest if a.startswith("-")]
+    if unknown:
+        raise PippinError(
+            "P012", f"unknown flag {unknown[0]}.", remedy="python train.py --help   (all flags)"
+        )
+    fields = {name: getattr(args, name) for name in Options.__dataclass_fields__}
+    return Options(**fields), args.debug
+
+
+def _dashes(arg: str, parser: argparse.ArgumentParser) -> str:
+    """A flag in the spelling the parser knows: dashes and underscores are the same."""
+    if not arg.startswith("--"):
+        return arg
+    name, equals, value = arg.partition("=")
+    for known in (o for action in parser._actions for o in action.option_strings):
+        if known.replace("_", "-") == name.replace("_", "-"):
+            return known + equals + value
+    return arg
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; returns the exit code."""
+    args = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in args
+    try:
+        options, debug = parse_args(args)
+        console = Console(
+            quiet=options.quiet, as_json=options.json, every_row=options.log == "every"
+        )
+        if not options.print_config:
+            console.banner(__version__)
+        return Session(options, backends, console).run()
+    except PippinError as error:
+        if debug:
+            traceback.print_exc()
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\naborted; nothing was saved by this.", file=sys.stderr)
+        return EXIT_SIGINT
+    except Exception as error:
+        path = Path("pippin-error.log")
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        if debug:
+            traceback.print_exc()
+        fault = PippinError(
+            "P001",
+            f"internal fault: {type(error).__name__}: {error}",
+            remedy=f"report it with {path}",
+            exit_code=EXIT_FAULT,
+        )
+        print(fault.render(), file=sys.stderr)
+        return EXIT_FAULT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,6 +15,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
 import argparse
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import backends
 from core import __version__
@@ -23,13 +24,21 @@ from core.training.console import Console
 from core.training.session import Options, Session
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse with our form of errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise P012 instead of printing the usage."""
+        raise PippinError("P012", f"{message}.", remedy="python train.py --help   (all flags)")
+
+
 def parse_args(argv: list[str]) -> tuple[Options, bool]:
     """Options of the session, and whether tracebacks are wanted.
 
     Raises:
         PippinError: P012 for an unknown flag.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
     )
     add = parser.add_argument

@@ -1,12 +1,15 @@
 """Tiny configs and batches for tests: sizes that differ, so that swapped axes cannot pass."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from core.backend import Batch, StepHyper
+from core.backend import Backend, Batch, StepHyper
+from core.checkpoint import initial_checkpoint
 from core.config.schema import DataConfig, ModelConfig, RunConfig, TrainConfig
-from core.params import GROUPS, ParamSpec
+from core.params import GROUPS, ParamSpec, param_specs
 
 MODEL: dict[str, Any] = {
     "vocab_size": 61,
@@ -97,7 +100,7 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
 def step_hyper(
     config: RunConfig,
     step: int,
-    batches: list[Batch],
+    batches: Sequence[Batch],
     *,
     max_grad_norm: float | None = None,
     normalizer: float | None = None,
@@ -119,7 +122,7 @@ def step_hyper(
 
 
 def random_params(
-    specs: tuple[ParamSpec, ...], *, seed: int = 0, std: float = 0.15
+    specs: Sequence[ParamSpec], *, seed: int = 0, std: float = 0.15
 ) -> dict[str, np.ndarray]:
     """Parameters far from their initial values: no gain is 1, no matrix is 0. float32."""
     rng = np.random.default_rng(seed)
@@ -129,3 +132,44 @@ def random_params(
         )
         for s in specs
     }
+
+
+class ArrayCheckpoint:
+    """A checkpoint in memory, of any tensors and backend state."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tensors: Mapping[str, np.ndarray],
+        *,
+        step: int = 0,
+        backend_state: dict[str, float] | None = None,
+    ) -> None:
+        first = initial_checkpoint(config, param_specs(config.model)).meta
+        self.meta = replace(first, step=step, backend_state=backend_state or {})
+        self.names = tuple(tensors)
+        self._tensors = dict(tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> str:
+        return "bfloat16" if self._tensors[name].dtype == np.uint16 else "float32"
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors[name].copy()
+
+    def close(self) -> None:
+        pass
+
+
+def snapshot(backend: Backend) -> dict[str, np.ndarray]:
+    """Copies of every tensor of a backend."""
+    return {name: np.array(value) for name, value in backend.tensors()}
+
+
+def assert_same_bits(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> None:
+    """Two sets of float32 tensors are equal bit for bit, NaN and signs of zero included."""
+    assert a.keys() == b.keys()
+    differ = [n for n in a if a[n].view(np.uint32).tobytes() != b[n].view(np.uint32).tobytes()]
+    assert not differ, differ

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import backends
-from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
+from core.errors import EXIT_FAULT, EXIT_SIGINT, EXIT_USER, PippinError
 from core.params import num_parameters, param_specs
 from tools.parities.compare import (
     Check,
@@ -44,7 +44,8 @@ from tools.parities.experiment import resolve_experiment
 from tools.parities.plot import draw
 from tools.parities.worker import RUN, run_worker, write_job
 
-MAX_STEPS = 10_000
+# One before and one after the handover, at least.
+MIN_STEPS, MAX_STEPS = 2, 10_000
 EXIT_BEYOND = 1
 
 
@@ -84,8 +85,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     if unknown:
         parser.error(f"unknown flag {unknown[0]}")
     args.overrides += rest
-    if not 1 <= args.steps <= MAX_STEPS:
-        parser.error(f"--steps is {args.steps}; it must be 1 to {MAX_STEPS:,}")
+    if not MIN_STEPS <= args.steps <= MAX_STEPS:
+        parser.error(f"--steps is {args.steps}; it must be {MIN_STEPS} to {MAX_STEPS:,}")
     return args
 
 
@@ -114,11 +115,37 @@ def chosen_backends(text: str | None) -> list[str]:
     return names
 
 
+def check_out(path: Path) -> None:
+    """Refuse a plot that could not be written, before anything is computed.
+
+    Raises:
+        PippinError: P012.
+    """
+    problem = "" if path.suffix == ".png" else "is no .png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path if path.exists() else path.parent, os.W_OK)
+        problem = problem or ("" if writable and not path.is_dir() else "cannot be written")
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror}"
+    if problem:
+        raise PippinError("P012", f"--out {path} {problem}.", remedy="--out parity.png")
+
+
 class Comparison:
     """The processes of one comparison and what they found."""
 
-    def __init__(self, folder: Path, names: Sequence[str], console: Console, fault: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        console: Console,
+        *,
+        fault: float = 0.0,
+        debug: bool = False,
+    ) -> None:
         self.folder = folder
+        self.debug = debug
         self.names = list(names)
         self.console = console
         self.fault = fault
@@ -149,6 +176,8 @@ class Comparison:
     def _worker(self, name: str, tasks: list[str]) -> None:
         command = [sys.executable, str(Path(__file__).resolve()), "--worker", name]
         command += ["--folder", str(self.folder), "--tasks", ",".join(tasks)]
+        if self.debug:
+            command.append("--debug")
         if name == self.names[1]:
             command += ["--inject-fault", repr(self.fault)]
         words = ["running" if t == RUN else f"going on from {t}" for t in tasks]
@@ -156,7 +185,12 @@ class Comparison:
         quiet = {"MLX_ENABLE_TF32": "0", "NVIDIA_TF32_OVERRIDE": "0"}
         with self.console.status(f"{name}: {', '.join(words)}"):
             done = subprocess.run(
-                command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False
+                command,
+                env={**os.environ, **quiet},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
             )
         if done.returncode != 0:
             raise PippinError(
@@ -164,7 +198,7 @@ class Comparison:
                 f"the process of backend {name} failed (exit code {done.returncode}).",
                 found=done.stderr.strip()[-4000:],
                 kept="nothing was compared.",
-                exit_code=EXIT_FAULT,
+                exit_code=EXIT_USER if done.returncode == EXIT_USER else EXIT_FAULT,
             )
 
 
@@ -189,14 +223,12 @@ def show(
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        for heading in ("quantity", "measured", "tolerance", "", "unit", "note"):
+        for heading in ("quantity", "measured", "tolerance", "", "note"):
             justify: Any = "right" if heading in ("measured", "tolerance") else "left"
             table.add_column(heading, justify=justify, no_wrap=heading != "note")
         for c in checks:
             verdict = "[green]ok[/]" if c.ok else "[bold red]FAIL[/]"
-            table.add_row(
-                c.quantity, _number(c.measured), _number(c.tolerance), verdict, c.unit, c.note
-            )
+            table.add_row(c.quantity, _number(c.measured), _number(c.tolerance), verdict, c.note)
         console.print(table)
 
 
@@ -247,6 +279,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         PippinError: for everything a user can mend.
     """
+    check_out(args.out)
     names = chosen_backends(args.backends)
     config, notes = resolve_experiment(args.config, args.overrides, args.steps)
     console = Console(stderr=args.json)
@@ -254,7 +287,9 @@ def run(args: argparse.Namespace) -> int:
         console.print(f" {note}", highlight=False)
     with tempfile.TemporaryDirectory(prefix="pippin-parity-") as folder:
         write_job(Path(folder), config, args.steps)
-        comparison = Comparison(Path(folder), names, console, args.inject_fault)
+        comparison = Comparison(
+            Path(folder), names, console, fault=args.inject_fault, debug=args.debug
+        )
         results = comparison.run()
     losses = {name: comparison.found[name].losses for name in names}
     size = num_parameters(param_specs(config.model))
@@ -289,6 +324,13 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_SIGINT
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        what = f"internal fault: {type(error).__name__}: {error}"
+        remedy = "run it again with --debug and report the text"
+        print(PippinError("P001", what, remedy=remedy).render(), file=sys.stderr)
+        return EXIT_FAULT
 
 
 if __name__ == "__main__":

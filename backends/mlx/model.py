@@ -23,9 +23,7 @@ class KVCache:
     layer, `advance`. Padding is written to the slot behind the last one, which nothing reads.
     """
 
-    def __init__(
-        self, config: ModelConfig, batch_size: int, max_len: int, dtype: mx.Dtype
-    ) -> None:
+    def __init__(self, config: ModelConfig, batch_size: int, max_len: int, dtype: mx.Dtype) -> None:
         shape = (batch_size, config.n_kv_heads, max_len + 1, config.head_dim)
         self.keys = [mx.zeros(shape, dtype) for _ in range(config.n_layers)]
         self.values = [mx.zeros(shape, dtype) for _ in range(config.n_layers)]
@@ -207,7 +205,7 @@ class Transformer(nn.Module):
 
 
 def segment_mask(segments: mx.array | None) -> Mask:
-    """bool `[B, 1, T, T]`: causal within equal segments; None is "causal"."""
+    """Bool `[B, 1, T, T]`: causal within equal segments; None is "causal"."""
     if segments is None:
         return "causal"
     t = mx.arange(segments.shape[1])

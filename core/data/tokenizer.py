@@ -24,7 +24,8 @@ BPE_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.pippin.json"
 CHAT_SYMBOLS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 # unk, bos, eos, pad, the chat symbols and 256 bytes come before the first learned piece.
-MIN_BPE_VOCAB = 4 + len(CHAT_SYMBOLS) + 256 + 16
+NUM_FIXED_PIECES = 4 + len(CHAT_SYMBOLS) + 256
+MIN_BPE_VOCAB = NUM_FIXED_PIECES + 16
 
 _META = "\u2581"  # sentencepiece's sign for a space
 # Encoding is done in parts: 64 KB at once takes 1.5 times as long as 2 KB parts (2026-11-21, Xeon),

@@ -129,6 +129,7 @@ class Loop:
         self._last_loss: float | None = None
         self._skipped = 0
         self._skipped_told = 0
+        self._in_a_row = 0
         self._tokens = 0
         self._step_seconds = 0.0
         self._timed_tokens = 0
@@ -214,13 +215,10 @@ class Loop:
                 f"step {step}: loss or gradient was not finite, skipped ({total} so far)"
             )
             self._skipped_told = total
-        in_a_row = int(float(metrics["skipped_in_a_row"]))
-        if in_a_row < train.max_skipped_steps:
+        self._in_a_row = int(float(metrics["skipped_in_a_row"]))
+        if self._in_a_row < train.max_skipped_steps:
             return True
-        good = step - in_a_row
-        r.state.tokens_seen -= in_a_row * self._tokens_per_step()
-        r.state.step = good
-        self._save(good)
+        self._save(step)
         return False
 
     def _tokens_per_step(self) -> int:
@@ -245,7 +243,7 @@ class Loop:
             self._log(metrics, step)
         elif r.console.interactive:
             self._live(step)
-        if self._saves(step) or stop:
+        if stop or (self._saves(step) and self._in_a_row == 0):
             self._save(step)
         if step in self._samples and r.sample is not None and r.signals.received is None:
             begin = time.monotonic()
@@ -364,11 +362,17 @@ class Loop:
         )
 
     def _save(self, step: int) -> None:
-        """Write the checkpoint of a step, then best and pruning. The previous one stays until then."""
+        """Write the checkpoint of a step, then best and pruning. The previous one stays until then.
+
+        Skipped steps changed nothing, so the weights are those of the last good step, and that is the
+        step that is saved: a resume takes the skipped ones again.
+        """
         r, train = self.r, self.r.config.train
         begin = time.monotonic()
+        r.state.step = step = step - self._in_a_row
+        r.state.tokens_seen -= self._in_a_row * self._tokens_per_step()
         path = r.folder / step_file_name(step, r.backend.suffix)
-        val = self._val if self._val_step == step else None
+        val = self._val if self._val_step >= step else None
         recorded = r.meta.loop.get("saved_best_val_loss")
         better = val is not None and (recorded is None or val.loss < recorded)
         if better and val is not None:

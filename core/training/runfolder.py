@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from core.checkpoint import list_checkpoints
+from core.checkpoint import clean_temporaries, list_checkpoints
 from core.errors import PippinError
 from core.paths import is_safe_name
 
@@ -96,6 +96,7 @@ class RunFolder:
         except OSError as error:
             self._release()
             raise self._not_writable(error) from error
+        clean_temporaries(self.path)
         return self
 
     def __exit__(

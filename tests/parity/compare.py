@@ -4,7 +4,7 @@ They share a setting in which little can hide: grouped heads, a length that is n
 rows, dropout, clipping, decay, and gains other than 1.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,14 +16,15 @@ import backends
 from core.backend import Backend, Batch, StepHyper
 from core.checkpoint import Checkpoint, initial_checkpoint
 from core.config.schema import RunConfig
-from core.params import ParamSpec, param_specs
+from core.params import ParamSpec, param_specs, uses_muon
 from tests.helpers import random_batch, split_batch, step_hyper, tiny_config
 from tests.reference import optim_np
 
 ROWS = 4
 STEPS = 20
 CLIP = 0.5  # the norm of a first gradient here is 2 to 6: the clip is active
-NORM_EPS = 3e-3  # large enough that an error of 1e-3 in it is seen
+DECAY = 0.5
+NORM_EPS = 1e-2  # an error of 1e-3 in it, or in the decay, must be seen
 Array = NDArray[Any]
 
 
@@ -33,6 +34,7 @@ def setting(backend: str, **overrides: Any) -> RunConfig:
         "model__dropout": 0.1,
         "model__norm_eps": NORM_EPS,
         "train__max_grad_norm": CLIP,
+        "train__weight_decay": DECAY,
         "train__backend": backend,
     }
     return tiny_config(**(base | overrides))
@@ -58,6 +60,27 @@ class Gained:
             rng = np.random.default_rng(len(name) + self.names.index(name))
             return (value + 0.3 * rng.standard_normal(value.shape)).astype(np.float32)
         return (value * np.float32(self.scale)).astype(np.float32)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class Scaled:
+    """A checkpoint in which the tensors whose names begin with `prefix` are scaled."""
+
+    def __init__(self, inner: Checkpoint, prefix: str, factor: float) -> None:
+        self.inner, self.prefix, self.factor = inner, prefix, factor
+        self.meta, self.names = inner.meta, inner.names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.inner.shape(name)
+
+    def dtype(self, name: str) -> str:
+        return self.inner.dtype(name)
+
+    def read(self, name: str) -> Array:
+        value = self.inner.read(name)
+        return value * np.float32(self.factor) if name.startswith(self.prefix) else value
 
     def close(self) -> None:
         self.inner.close()
@@ -131,7 +154,34 @@ def warm_hyper(config: RunConfig, step: int, batches: list[Batch]) -> StepHyper:
     return replace(hyper, momentum=0.85 + 0.1 * min(1.0, step / 10))
 
 
-def greedy(backend: Backend, config: RunConfig, *, rows: int = 64, new: int = 20) -> Array:
+def curve_difference(a: Array, b: Array) -> tuple[float, float]:
+    """Largest difference of two curves: of the loss in nats, and of the gradient norm over its size."""
+    assert a.shape == b.shape
+    loss, norm = np.abs(a - b).T
+    return float(loss.max()), float((norm / b[:, 1]).max())
+
+
+def decode_difference(a: Backend, b: Backend, config: RunConfig) -> float:
+    """Logits of decoding with ragged rows, a fork and a row cut short."""
+    rng = np.random.default_rng(6)
+    caches = [x.start(3, 20) for x in (a, b)]
+    worst_so_far = 0.0
+    for step in range(8):
+        width = 4 if step % 3 == 0 else 1
+        rows = len(caches[0].lengths)
+        tokens = rng.integers(0, config.model.vocab_size, (rows, width), dtype=np.int32)
+        lengths = rng.integers(1, width + 1, rows, dtype=np.int32)
+        x, y = (be.decode(tokens, lengths, c) for be, c in zip((a, b), caches, strict=True))
+        worst_so_far = max(worst_so_far, difference(x, y))
+        for cache in caches:
+            if step == 2:
+                cache.keep([2, 0, 2, 1])
+            if step == 4:
+                cache.trim(1, 2)
+    return worst_so_far
+
+
+def greedy(backend: Backend, config: RunConfig, *, rows: int = 256, new: int = 20) -> Array:
     """Most likely tokens after ragged prompts, by the cache, int32 `[rows, new]`."""
     rng = np.random.default_rng(5)
     tokens = rng.integers(0, config.model.vocab_size, (rows, 5), dtype=np.int32)
@@ -203,31 +253,49 @@ def random_gradients(specs: Sequence[ParamSpec], step: int, rank: int | None) ->
     return grads
 
 
+@dataclass(frozen=True)
+class UpdateDifference:
+    """Of the change of parameters by Muon and by AdamW, and of the optimizer's state."""
+
+    muon: float
+    adamw: float
+    state: float
+
+
 def update_difference(
     backend: Backend,
     config: RunConfig,
     *,
+    given: RunConfig | None = None,
     rank: int | None = None,
     steps: int = 10,
-    reference: Callable[..., optim_np.Optimizer] = optim_np.Optimizer,
-) -> dict[str, float]:
-    """Change of the parameters over some steps against float64, by the kind of optimizer."""
+) -> UpdateDifference:
+    """What an optimizer makes of given gradients in some steps, against float64.
+
+    Args:
+        backend: Any backend, loaded.
+        config: The config that the reference follows.
+        given: The config whose rates, decay and clip the backend is given, where they are wrong.
+        rank: Rank of the matrices' gradients, None for full.
+        steps: Steps, in which rate and momentum warm up.
+    """
     specs = param_specs(config.model)
     start = {n: np.array(v) for n, v in backend.tensors(optimizer=False)}
-    expected = reference(start, specs, config.train)
+    expected = optim_np.Optimizer(start, specs, config.train)
     gradients = FixedGradients({})
     batches = step_batches(config, 1)
     with gradients.on(backend):
         for step in range(1, steps + 1):
             gradients.current = random_gradients(specs, step, rank)
-            hyper = replace(warm_hyper(config, step, batches), normalizer=1.0)
-            backend.train_step(batches, hyper)
-            expected.step(gradients.current, hyper)
-    end = {n: np.array(v) for n, v in backend.tensors(optimizer=False)}
-    worst_of = {"muon": 0.0, "adamw": 0.0}
+            right, wrong = (warm_hyper(c, step, batches) for c in (config, given or config))
+            backend.train_step(batches, wrong)
+            expected.step(gradients.current, right)
+    end = {n: np.array(v, np.float64) for n, v in backend.tensors()}
+    largest = {True: 0.0, False: 0.0}
     for spec in specs:
         before = start[spec.name].astype(np.float64)
         change = difference(end[spec.name] - before, expected.params[spec.name] - before)
-        kind = "muon" if spec.group == "matrix" and config.train.optimizer == "muon" else "adamw"
-        worst_of[kind] = max(worst_of[kind], change)
-    return worst_of
+        kind = uses_muon(spec, config.train.optimizer)
+        largest[kind] = max(largest[kind], change)
+    state = {name: value for name, value in end.items() if name.startswith("optim/")}
+    return UpdateDifference(largest[True], largest[False], worst(state, expected.state))

@@ -63,16 +63,21 @@ def _curves(
     for i, (name, values) in enumerate(losses.items()):
         steps = np.arange(1, len(values) + 1)
         style: dict[str, Any] = {"linewidth": 1.6, "marker": "."}
+        every = max(len(values) // 25, 1)
         if i == 0:
             style = {"linewidth": 7, "alpha": 0.35, "solid_capstyle": "round"}
         label = f"{name} (reference)" if i == 0 else name
-        axes.plot(steps, values, color=COLORS[i % len(COLORS)], label=label, **style)
+        axes.plot(
+            steps, values, color=COLORS[i % len(COLORS)], label=label, markevery=every, **style
+        )
     for i, handover in enumerate(handovers):
         steps = handover.first_step + np.arange(len(handover.losses))
         color = COLORS[(len(losses) + i) % len(COLORS)]
         mark = "s" if i % 2 == 0 else "D"
-        style = {"marker": mark, "markersize": 6 + 2 * (i % 2), "markerfacecolor": "none"}
-        axes.plot(steps, handover.losses, color=color, linestyle="", label=_name(handover), **style)
+        style = {"marker": mark, "markersize": 6 + 2 * (i % 2)}
+        style |= {"markerfacecolor": "none"}
+        style |= {"linestyle": "", "markevery": max(len(steps) // 12, 1)}
+        axes.plot(steps, handover.losses, color=color, label=_name(handover), **style)
     axes.set_ylabel("loss (nats a token)")
     axes.legend(frameon=False, fontsize=9, loc="upper right")
 
@@ -89,8 +94,8 @@ def _differences(
     for h in handovers:
         own = losses[h.source][h.first_step - 1 :]
         lines.append((f"{_name(h)}, against {h.source}", h.first_step, np.abs(h.losses - own)))
-    num_steps = len(losses[reference])
     ends = []
+    size = 4.5 if len(losses[reference]) <= 60 else 2.5
     for i, (label, first, gaps) in enumerate(lines):
         if not gaps.size:
             continue
@@ -98,7 +103,7 @@ def _differences(
         shown = np.where(gaps > FLOOR, gaps, FLOOR)
         steps = first + np.arange(len(gaps))
         axes.plot(steps, shown, color=color, linewidth=1, alpha=0.35)
-        axes.plot(steps, shown, color=color, linestyle="", marker=mark, markersize=4.5, alpha=0.9)
+        axes.plot(steps, shown, color=color, linestyle="", marker=mark, markersize=size, alpha=0.9)
         ends.append((float(shown[-1]), label, color))
     axes.axhline(TOL_LOSS, color=GREY, linestyle="--", linewidth=1)
     axes.annotate(

@@ -23,12 +23,11 @@ NUMBER_WORDS = (
 
 MATERIALS = frozenset(
     "glass paper wooden brass tin woolen velvet cotton felt leather silk clay china iron "
-    "linen straw stone copper".split()
+    "linen straw stone copper steel".split()
 )
 """Attributes that stand after the colour ("a red tin drum"), not before it."""
 
 COLOURS_PER_THING = 6
-
 
 
 @dataclass(frozen=True)

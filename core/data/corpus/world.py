@@ -5,9 +5,10 @@ choice costs entropy only if it reaches the text. Heroes A and B are a girl and 
 either order), hence "he" and "she" are never ambiguous between them.
 
 Held-out combinations: for each hero's name and plot, every 32nd kind of thing of the plot's
-list, from a place that is a hash of name and plot, makes a triple that never occurs outside the held-out split, and always inside it. When the drawn
-thing is on the wrong side, the next thing of the list on the right side takes its place;
-the entropy counts the exact probability of the thing that results.
+list, from a place that is a hash of name and plot, makes a triple that never occurs outside
+the held-out split, and always inside it. When the drawn thing is on the wrong side, the next
+thing of the list on the right side takes its place; the entropy counts the exact
+probability of the thing that results.
 """
 
 from __future__ import annotations
@@ -186,6 +187,7 @@ class World(dict[str, str]):
         return index
 
     def __missing__(self, key: str) -> str:
+        """Draw a slot; fresh choices (adverbs, synonyms) are not kept."""
         pool = load_scripts().pools.get(key)
         if pool is not None:
             word, credit = pool[self.draw(len(pool))]

@@ -1,0 +1,197 @@
+"""train.py as a user types it: a run, its files, and every bad input.
+
+Run: python -m pytest tests/cli/test_train_cli.py
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import train
+from core.paths import PROJECT_ROOT
+from tests.cli.runs import TINY, rows, train_here, train_process, write_text
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_writes_its_folder_and_says_what_to_type_next(here, capsys):
+    text = write_text(here)
+    assert train_here("--input_file", text, "--backend", "cpu", "--max-steps", 6, *TINY) == 0
+    out = capsys.readouterr().out
+    run = here / "checkpoints" / "words-1"
+    assert "pippin" in out.splitlines()[0] and "\x1b" not in out
+    assert "python generate.py --model_name words-1" in out
+    assert "python train.py --resume checkpoints/words-1" in out
+    assert "--max-steps 6 is the length of the run" in out
+    summary = json.loads((run / "logs" / "final_training_summary.json").read_text())
+    metrics = rows(run)
+    assert [r["step"] for r in metrics] == [1, 2, 3, 4, 5, 6]
+    assert summary["total_steps"] == 6 and summary["final_loss"] == metrics[-1]["loss"]
+    assert summary["total_tokens_processed"] == 6 * 2 * 24 == metrics[-1]["tokens_processed"]
+    for name in ("config.json", "training_report.md", "best.pt", "step_000006.pt", "plots/loss.png"):
+        assert (run / name).is_file(), name
+    assert json.loads((run / "config.json").read_text())["model"]["d_model"] == 16
+    assert max(len(line) for line in out.splitlines() if "checkpoints/" not in line) <= 110
+
+
+def test_the_same_command_twice_takes_the_next_name_and_never_overwrites(here, capsys):
+    text = write_text(here)
+    args = ("--input_file", text, "--backend", "cpu", "--max-steps", 2, *TINY)
+    assert train_here(*args) == 0
+    before = (here / "checkpoints" / "words-1" / "step_000002.pt").read_bytes()
+    assert train_here(*args) == 0
+    assert (here / "checkpoints" / "words-2" / "step_000002.pt").is_file()
+    assert (here / "checkpoints" / "words-1" / "step_000002.pt").read_bytes() == before
+    assert train_here(*args, "--save-dir", "checkpoints/words-1") == 2
+    err = capsys.readouterr().err
+    assert "P311" in err and "--resume" in err and "--overwrite" in err
+    assert train_here(*args, "--save_dir", "checkpoints/words-1", "--overwrite") == 0
+
+
+def test_json_mode_prints_json_lines_only(here, capsys):
+    text = write_text(here)
+    assert (
+        train_here("--input_file", text, "--backend", "cpu", "--max-steps", 2, "--json", *TINY) == 0
+    )
+    kinds = [json.loads(line)["kind"] for line in capsys.readouterr().out.splitlines()]
+    assert kinds == ["row", "row", "summary"]
+
+
+def test_print_config_and_dry_run_train_nothing(here, capsys):
+    text = write_text(here)
+    assert train_here("--input_file", text, "--backend", "cpu", "--print-config", *TINY) == 0
+    out = capsys.readouterr().out
+    assert "model.d_model" in out and "flag" in out and "preset" in out and "auto" in out
+    assert train_here("--input_file", text, "--backend", "cpu", "--dry-run", *TINY) == 0
+    assert "will take" in capsys.readouterr().out
+    assert not (here / "checkpoints").exists()
+
+
+def test_max_steps_stops_there_where_a_length_was_given(here, capsys):
+    text = write_text(here)
+    args = ("--input_file", text, "--backend", "cpu", *TINY, "train.total_steps=50")
+    assert train_here(*args, "--max-steps", 3) == 0
+    out = capsys.readouterr().out
+    assert "the schedule stays 50" in out
+    config = json.loads((here / "checkpoints" / "words-1" / "config.json").read_text())
+    assert config["train"]["total_steps"] == 50
+
+
+BAD = {
+    "unknown flag": (("--batch-sice", "3"), "P012", "--help"),
+    "not an override": (("hello",), "P012", "section.key=value"),
+    "unknown key": (("train.learning_rat=1",), "P010", "did you mean"),
+    "two problems": (("train.lrr=1", "model.d_model=x"), "P010", "model.d_model"),
+    "heads": (("model.d_model=64", "model.n_heads=3"), "P010", "does not divide"),
+    "warm-up": (("train.total_steps=5", "train.warmup_steps=9"), "P010", "before it is warm"),
+    "no such text": (("--input_file", "nothing.txt"), "P201", "nothing.txt"),
+    "no such config": (("--config", "nano"), "P011", "quickstart"),
+    "no such run": (("--resume", "nobody"), "P302", "nobody"),
+    "nothing to resume": (("--resume",), "P302", "no run"),
+    "zero steps": (("--max-steps", "0"), "P012", "1 or more"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_message_and_exit_code_2(here, capsys, name):
+    args, code, words = BAD[name]
+    assert train_here("--backend", "cpu", *args) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(code) and words in err and "Traceback" not in err
+    assert not (here / "checkpoints").exists() and not (here / "pippin-error.log").exists()
+
+
+def test_a_wrong_choice_of_a_flag_is_one_clear_message(here, capsys):
+    assert train_here("--backend", "tpu") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("P012") and "mlx" in err
+
+
+def test_texts_that_cannot_be_trained_on(here, capsys):
+    cases = {
+        "empty.txt": (b"", "P201"),
+        "tiny.txt": (b"one two", "P201"),
+        "latin.txt": ("caf\u00e9 ol\u00e9 ".encode("latin-1") * 500, "P202"),
+        "bad.jsonl": (b'{"text": "fine"}\n{"text": oops}\n', "P202"),
+        "field.jsonl": (b'{"content": "fine"}\n' * 50, "P202"),
+    }
+    for name, (content, code) in cases.items():
+        (here / name).write_bytes(content)
+        assert train_here("--backend", "cpu", "--input_file", name, *TINY) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(code) and name.split(".")[0] in err, err
+    assert not (here / "checkpoints").exists()
+
+
+def test_a_backend_that_is_not_here_names_those_that_are(here, capsys):
+    assert train_here("--backend", "mps", *TINY) in (0, 2)
+    err = capsys.readouterr().err
+    if sys.platform != "darwin":
+        assert err.startswith("P501") and "cpu" in err and "nothing was started" in err
+
+
+def test_a_forecast_that_does_not_fit_is_refused_with_what_does(here, capsys):
+    text = write_text(here)
+    args = ["--input_file", text, "--backend", "cpu", *TINY, "train.total_steps=5"]
+    args.append("train.micro_batch_size=60000")
+    args.append("data.seq_len=24")
+    args.append("model.d_ff=100000")
+    assert train_here(*args) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("P101") and "train.micro_batch_size=30000" in err
+
+
+def test_manual_config_decides_nothing(here, capsys):
+    text = write_text(here)
+    assert train_here("--manual-config", "--backend", "cpu", "--input_file", text) == 2
+    err = capsys.readouterr().err
+    assert "model.d_model" in err and "train.total_steps" in err
+
+
+def test_the_first_line_comes_before_a_framework_is_imported(here):
+    start = time.monotonic()
+    process = train_process("--input_file", "nothing.txt", cwd=here)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    waited = time.monotonic() - start
+    process.communicate()
+    assert "pippin" in first
+    # One second on a quiet machine; importing torch alone takes three.
+    assert waited < 3.0, waited
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_a_signal_finishes_the_step_saves_and_leaves(here, number, code, word):
+    text = write_text(here)
+    process = train_process(
+        "--input_file", text, "--backend", "cpu", *TINY, "train.total_steps=1000000", cwd=here
+    )
+    log = here / "checkpoints" / "words-1" / "logs" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.is_file() and log.stat().st_size > 500):
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert word in out and "saved" in out and "--resume" in out and "Traceback" not in err
+    step = rows(here / "checkpoints" / "words-1")[-1]["step"]
+    assert (here / "checkpoints" / "words-1" / f"step_{step:06d}.pt").is_file()
+
+
+def test_old_pythons_are_told_so():
+    source = (PROJECT_ROOT / "train.py").read_text()
+    head = source.split("import argparse")[0].replace("(3, 10)", "(99, 0)")
+    done = subprocess.run([sys.executable, "-c", head], capture_output=True, text=True)
+    assert done.returncode == 1 and "needs Python" in done.stderr
+    compile(source, "train.py", "exec", dont_inherit=True)
+    assert train.main is not None

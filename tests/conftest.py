@@ -1,0 +1,10 @@
+"""Backends under test. A backend that is named and cannot be imported fails its tests; none is skipped.
+
+PIPPIN_TEST_BACKENDS=cpu,mlx is the default; on a Mac add mps, on an NVIDIA machine cuda.
+"""
+
+import os
+
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+BACKENDS = tuple(os.environ.get("PIPPIN_TEST_BACKENDS", "cpu,mlx").split(","))

@@ -1,0 +1,289 @@
+"""Tokenizers lose nothing, never make a control id of text, and know themselves when saved.
+
+Run: pytest tests/unit/test_tokenizer.py
+"""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.data.tokenizer import (
+    CHAT_SYMBOLS,
+    ByteTokenizer,
+    CharTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    cut_text,
+    encode_documents,
+    load_tokenizer,
+)
+from core.data.tokenizer_training import choose_tokenizer, train_tokenizer
+from core.errors import PippinError
+
+WORDS = "the quick brown fox jumps over the lazy dog while seven wizards mix 12 jugs of juice"
+TEXTS = [f"{WORDS[i:]}\n  {WORDS[:i]}.\t<|end|> \u00e9t\u00e9 {i}\r\n" for i in range(80)]
+BPE = train_tokenizer("bpe", TEXTS, 420)
+BYTE = ByteTokenizer()
+CHAR = train_tokenizer("char", TEXTS)
+ALL = {"bpe": BPE, "byte": BYTE, "char": CHAR}
+AWKWARD = [
+    "",
+    " ",
+    "  two  spaces  ",
+    "\n\n\r\n\t\t",
+    "\u2581a\u2581\u2581 b\u2581",
+    "\x00a\x00",
+    "\u2028\u2029\u0085",
+    "\u2585 reserved by the trainer",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u0e01\u0e33 \u202eabc",
+    "e\u0301 is not \u00e9; \ufb01 is not fi; \uff21 is not A",
+    "<s></s><unk><pad><0x41><|system|><|user|><|assistant|><|end|>",
+    "\ufeffbom",
+    "\uffff\ufffe\ue000",
+]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte"])
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(st.characters(codec="utf-8"), max_size=60))
+def test_any_text_comes_back(kind: str, text: str) -> None:
+    tokenizer = ALL[kind]
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode_bytes(ids) == text.encode()
+    assert not set(ids) & set(tokenizer.control_ids.values())
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte"])
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_comes_back(kind: str, text: str) -> None:
+    tokenizer = ALL[kind]
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert not set(ids) & set(tokenizer.control_ids.values())
+
+
+@pytest.mark.parametrize("kind", list(ALL))
+def test_own_text_comes_back_and_is_free_of_controls(kind: str) -> None:
+    tokenizer = ALL[kind]
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert not set(ids) & set(tokenizer.control_ids.values())
+
+
+@pytest.mark.parametrize("kind", list(ALL))
+def test_batches_are_the_single_texts(kind: str) -> None:
+    tokenizer = ALL[kind]
+    single = [tokenizer.encode(text) for text in TEXTS]
+    for size in (1, 100, 10**6):
+        found = [ids.tolist() for ids in encode_documents(tokenizer, TEXTS, batch_chars=size)]
+        assert found == single
+
+
+@pytest.mark.parametrize("kind", list(ALL))
+def test_ids_and_controls(kind: str) -> None:
+    tokenizer = ALL[kind]
+    assert tokenizer.kind == kind
+    assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.control_ids["</s>"]
+    assert set(CHAT_SYMBOLS) <= set(tokenizer.control_ids)
+    controls = sorted(tokenizer.control_ids.values())
+    assert len(set(controls)) == len(controls) and max(controls) < tokenizer.vocab_size
+    assert tokenizer.decode_bytes(controls) == b""
+    lengths = tokenizer.token_bytes()
+    assert lengths.shape == (tokenizer.vocab_size,)
+    assert np.flatnonzero(lengths == 0).tolist() == controls
+    ids = tokenizer.encode(TEXTS[3])
+    assert int(lengths[ids].sum()) == len(TEXTS[3].encode())
+
+
+def test_char_ids_are_the_sorted_characters() -> None:
+    assert CharTokenizer("abz").encode("zab") == [2, 0, 1]
+    assert CharTokenizer("abz").vocab_size == 3 + 1 + len(CHAT_SYMBOLS)
+
+
+def test_char_tokenizer_names_what_it_does_not_know() -> None:
+    tokenizer = CharTokenizer("ab")
+    assert tokenizer.unknown_characters("bxa\u6f22x") == ("x", "\u6f22")
+    with pytest.raises(PippinError) as error:
+        tokenizer.encode("a\u6f22bx")
+    assert error.value.code == "P202"
+    assert "'x' (U+0078)" in error.value.what and "U+6F22" in error.value.what
+    assert BPE.unknown_characters("\u6f22") == ()
+
+
+@pytest.mark.parametrize("kind", list(ALL))
+def test_lone_surrogates_are_refused(kind: str) -> None:
+    with pytest.raises(PippinError) as error:
+        ALL[kind].encode("ok \ud800")
+    assert error.value.code == "P202"
+
+
+def test_training_is_deterministic() -> None:
+    again = train_tokenizer("bpe", iter(TEXTS), 420)
+    assert again.fingerprint == BPE.fingerprint
+    assert train_tokenizer("bpe", TEXTS, 421).fingerprint != BPE.fingerprint
+
+
+def test_pieces_never_hold_a_newline_and_spaces_only_in_front() -> None:
+    """What makes it exact to encode a long text in parts."""
+    assert isinstance(BPE, SentencePieceTokenizer)
+    pieces = [BPE.decode_bytes([i]).decode("utf-8", "replace") for i in range(BPE.vocab_size)]
+    assert all("\n" not in p or p == "\n" for p in pieces)
+    assert all(" " not in p.lstrip(" ") for p in pieces)
+
+
+def test_long_texts_are_encoded_as_in_one_piece(tmp_path: Path) -> None:
+    text = " ".join(TEXTS) * 3
+    assert len(text) > 20_000
+    model = BPE.save(tmp_path).read_bytes()
+    whole = sentencepiece.SentencePieceProcessor(model_proto=model).encode(text)
+    assert BPE.encode(text) == whole
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    text=st.text(st.sampled_from("ab \n"), max_size=80), size=st.integers(min_value=1, max_value=9)
+)
+def test_cut_text_joins_to_the_text(text: str, size: int) -> None:
+    parts = cut_text(text, size)
+    assert "".join(parts) == text
+    assert all(0 < len(part) <= size for part in parts)
+
+
+@pytest.mark.parametrize("kind", list(ALL))
+def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    tokenizer = ALL[kind]
+    path = tokenizer.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    for place in (path, tmp_path):
+        again = load_tokenizer(place)
+        assert (again.kind, again.fingerprint) == (kind, tokenizer.fingerprint)
+        assert again.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
+        assert again.control_ids == tokenizer.control_ids
+
+
+def test_fingerprints_differ() -> None:
+    prints = {t.fingerprint for t in (*ALL.values(), CharTokenizer("ab"), CharTokenizer("ac"))}
+    assert len(prints) == 5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no model",
+        b"{",
+        b"[1]",
+        b'{"format": "other"}',
+        b'{"format": "pippin-tokenizer", "version": 1, "kind": "char", "characters": "ba"}',
+        b'{"format": "pippin-tokenizer", "version": 1, "kind": "char", "characters": ""}',
+        b'{"format": "pippin-tokenizer", "version": 1, "kind": "new", "characters": ""}',
+        b"{" * 100_000,
+    ],
+)
+def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    with pytest.raises(PippinError) as error:
+        load_tokenizer(path)
+    assert error.value.code == "P301"
+
+
+def test_changed_json_is_refused(tmp_path: Path) -> None:
+    path = CharTokenizer("ab").save(tmp_path)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "note": "x"}))
+    with pytest.raises(PippinError, match="changed after it was written"):
+        load_tokenizer(path)
+
+
+def test_missing_tokenizer_is_an_error(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.model"):
+        with pytest.raises(PippinError) as error:
+            load_tokenizer(path)
+        assert error.value.code == "P301"
+
+
+def test_a_model_that_loses_spaces_is_refused(tmp_path: Path) -> None:
+    """sentencepiece's own defaults: a space in front, runs of spaces made one, NFKC."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([WORDS] * 20),
+        model_writer=model,
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    with pytest.raises(PippinError, match="not lossless"):
+        load_tokenizer(tmp_path)
+
+
+def test_decoding_an_unknown_id_is_an_error() -> None:
+    for i in (-1, BYTE.vocab_size):
+        with pytest.raises(PippinError) as error:
+            BYTE.decode([65, i])
+        assert error.value.code == "P204"
+
+
+def test_half_a_character_decodes_to_the_replacement_sign() -> None:
+    assert BYTE.decode(list("\u00e9".encode())[:1]) == "\ufffd"
+
+
+def test_short_text_gives_fewer_pieces() -> None:
+    tokenizer = train_tokenizer("bpe", ["abc abc abd"], 4096)
+    assert 264 < tokenizer.vocab_size < 300
+    assert tokenizer.decode(tokenizer.encode("abc xyz")) == "abc xyz"
+
+
+def test_many_characters_fall_back_to_bytes() -> None:
+    """3,000 distinct characters do not fit 400 pieces; sentencepiece alone would refuse."""
+    text = "".join(chr(0x4E00 + i) for i in range(3000)) + "abc " * 3000
+    tokenizer = train_tokenizer("bpe", [text], 400)
+    assert tokenizer.vocab_size <= 400
+    assert tokenizer.decode(tokenizer.encode(text[:5000])) == text[:5000]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "code"), [("bpe", 100, "P010"), ("word", 500, "P010"), ("char", 0, "P201")]
+)
+def test_impossible_requests(kind: str, size: int, code: str) -> None:
+    with pytest.raises(PippinError) as error:
+        train_tokenizer(kind, [], size)
+    assert error.value.code == code
+
+
+def test_bpe_of_nothing_is_an_error() -> None:
+    with pytest.raises(PippinError) as error:
+        train_tokenizer("bpe", ["\n\n"], 400)
+    assert error.value.code == "P201"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "chars", "kind", "size"),
+    [
+        (3_000, 40, "char", 0),
+        (400_000, 5_000, "byte", 0),
+        (1_115_394, 65, "bpe", 1024),
+        (20_000_000, 70, "bpe", 2048),
+        (100_000_000, 200, "bpe", 4096),
+        (10**12, 200, "bpe", 32_768),
+    ],
+)
+def test_choice_grows_with_the_text(num_bytes: int, chars: int, kind: str, size: int) -> None:
+    choice = choose_tokenizer(num_bytes, chars)
+    assert (choice.kind, choice.vocab_size) == (kind, size)
+    assert "MB" in choice.reason
+
+
+def test_protocol_is_met() -> None:
+    tokenizers: list[Tokenizer] = [BPE, BYTE, CHAR]
+    assert all(t.vocab_size > 0 for t in tokenizers)

@@ -1,0 +1,98 @@
+"""Measurements, some with a floor or ceiling that must hold, as a table or as JSON."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure.
+
+    Attributes:
+        name: What was measured.
+        value: The figure, None where this machine cannot tell.
+        unit: Its unit.
+        most: The most it may be, None where nothing is demanded.
+        note: How it was measured, or what it is made of.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    most: float | None = None
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether what is demanded holds; a figure that is missing does not pass."""
+        if self.most is None:
+            return True
+        return self.value is not None and self.value <= self.most
+
+
+def show(console: Console, title: str, rows: Sequence[Measured]) -> None:
+    """Print a table."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("quantity")
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    table.add_column("at most", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("note")
+    for row in rows:
+        verdict = "" if row.most is None else "[green]PASS[/]" if row.ok else "[bold red]FAIL[/]"
+        most = "" if row.most is None else number(row.most)
+        table.add_row(row.name, number(row.value), row.unit, most, verdict, row.note)
+    console.print(table)
+
+
+def number(value: float | None) -> str:
+    """Three digits, or "-" for what is not known."""
+    if value is None:
+        return "-"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{min(digits, 6)}f}"
+
+
+def as_object(rows: Sequence[Measured], **facts: Any) -> dict[str, Any]:
+    """Everything, for scripts."""
+    figures = {
+        row.name: {
+            "value": row.value,
+            "unit": row.unit,
+            "most": row.most,
+            "ok": row.ok,
+            "note": row.note,
+        }
+        for row in rows
+    }
+    return {"ok": all(row.ok for row in rows), "figures": figures, **facts}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value; of an even number the mean of both."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

@@ -57,7 +57,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args([_dashes(a) for a in argv])
     given = [v for v in (args.model, args.model_name, args.checkpoint) if v is not None]
     if len(given) > 1:
-        raise PippinError("P012", f"one model, please; {len(given)} were given.", choices=given)
+        raise PippinError("P012", f"{len(given)} models were given; one is needed.", choices=given)
     if args.num_samples < 1:
         raise PippinError("P601", f"num_samples is {args.num_samples}; it must be 1 or more.")
     args.model = given[0] if given else None
@@ -83,8 +83,7 @@ def open_model(args: argparse.Namespace) -> Model:
     """
     path = _model_path(args.model)
     candidates = checkpoint_candidates(path)
-    name = args.backend
-    if name == "auto":
+    if (name := args.backend) == "auto":
         name, _ = choose_backend(backends.available(), is_apple_silicon=on_apple_silicon())
     return load_model(
         candidates,

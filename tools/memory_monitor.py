@@ -158,7 +158,7 @@ def view(snapshot: Snapshot, now: float, *, ascii_only: bool = False) -> Group:
 
 def line(snapshot: Snapshot, now: float) -> str:
     """The same as one line, for a log."""
-    cells = [time.strftime("%H:%M:%S", time.localtime(now))]
+    cells = [time.strftime("%H:%M:%S", time.localtime(now)), headline(snapshot, now)]
     cells += [f"{name} {words}" for name, _, words in memory_rows(snapshot)]
     cells += [f"{label} {value}" for label, value in figures(snapshot)]
     cells += [f"! {note}" for note in warnings(snapshot, now)]

@@ -17,6 +17,7 @@ if not __package__:
 
 import argparse
 import json
+import math
 import subprocess
 import tempfile
 import traceback
@@ -236,26 +237,28 @@ def _number(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
+def strict(value: Any) -> Any:
+    """The value with numbers that JSON does not know as text."""
+    if isinstance(value, dict):
+        return {k: strict(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [strict(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def as_object(
     comparison: Comparison,
     results: Sequence[tuple[str, list[Check]]],
     config: dict[str, Any],
     plot: Path,
 ) -> dict[str, Any]:
-    """Everything that was found, for scripts. A number that is not finite is text."""
+    """Everything that was found, for scripts."""
     pairs = [
         {
             "reference": comparison.names[0],
             "backend": name,
             "ok": all(c.ok for c in checks),
-            "checks": [
-                {
-                    **vars(c),
-                    "measured": c.measured if c.measured < float("inf") else str(c.measured),
-                    "ok": c.ok,
-                }
-                for c in checks
-            ],
+            "checks": [{**vars(c), "ok": c.ok} for c in checks],
         }
         for name, checks in results
     ]
@@ -297,7 +300,7 @@ def run(args: argparse.Namespace) -> int:
     plot = draw(args.out, losses, comparison.handovers, title=title)
     report = as_object(comparison, results, config.model_dump(mode="json"), plot)
     if args.json:
-        print(json.dumps(report))
+        print(json.dumps(strict(report), allow_nan=False))
     else:
         show(console, names, comparison.found, results)
         console.print(f" plot: {plot}", highlight=False)

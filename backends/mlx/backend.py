@@ -404,6 +404,9 @@ class MlxBackend:
         mx.synchronize()
 
     def close(self) -> None:
+        self._params, self._state, self._scaler_state = {}, {}, {}
+        # The functions refer to this object, which would keep it until the next collection.
+        del self.model, self._whole, self._gradients, self._update
         mx.clear_cache()
         self._release()
 

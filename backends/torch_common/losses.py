@@ -53,7 +53,7 @@ class _HeadLoss(torch.autograd.Function):
             grad.scatter_(-1, target, grad.gather(-1, target) - scale)
             grad = grad.to(hidden.dtype)
             grad_hidden[part] = grad @ head
-            grad_weight += grad.T @ x
+            grad_weight += (grad.T @ x).float()
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total * coefficient
 

@@ -37,11 +37,16 @@ MIN_BLOCK, NUM_BLOCKS = 64, 8
 
 
 class MpsPolicy:
-    """One Apple GPU."""
+    """One Apple GPU.
 
-    def __init__(self, config: RunConfig) -> None:
+    Args:
+        config: The run.
+        device: Where tensors live; tests run the same choices on another device.
+    """
+
+    def __init__(self, config: RunConfig, *, device: str = "mps") -> None:
         self.name = "mps"
-        self.device = torch.device("mps")
+        self.device = torch.device(device)
         self.compute_dtype = DTYPES[config.train.precision]
         self.loss_chunk_elements = 1 << 25  # 128 MiB of float32
         self.key_block = 64

@@ -140,7 +140,8 @@ class FileSource:
             f"{self._counts[key]:,} {text}" for key, text in words.items() if self._counts[key]
         ]
         if self.skipped_links:
-            found.append(f"{self.skipped_links:,} links that leave the folder were not followed")
+            what = "links out of the folder, to folders or to nothing were not followed"
+            found.append(f"{self.skipped_links:,} {what}")
         return tuple(found)
 
     def _relative(self, path: Path) -> str:
@@ -273,8 +274,8 @@ def open_source(path: str | Path, text_field: str = "text") -> FileSource:
     """Find the text files of a path.
 
     A folder is searched recursively for .txt, .md and .jsonl; names that begin with a dot are left
-    out, and links that leave the folder are counted and not followed. A single file of any other
-    kind is read as plain text.
+    out, and links that leave the folder or lead to folders are counted and not followed. A single file
+    of any other kind is read as plain text.
 
     Raises:
         PippinError: P201 where there is nothing to read, with what lies nearby.
@@ -283,7 +284,7 @@ def open_source(path: str | Path, text_field: str = "text") -> FileSource:
     if root.is_dir():
         files, skipped = _files_below(root)
         if not files:
-            hidden = f"; {skipped} links leave the folder" if skipped else ""
+            hidden = f"; {skipped} links were not followed" if skipped else ""
             raise PippinError(
                 "P201",
                 f"no text found in {root}",

@@ -265,4 +265,4 @@ class Console:
     def block(self, label: str, lines: Sequence[str]) -> None:
         """Lines of the summary under one label."""
         for i, line in enumerate(lines):
-            self.print(f" {label if i == 0 else '':<7}{line}", always=True)
+            self.print(f" {label if i == 0 else '':<9}{line}", always=True)

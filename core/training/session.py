@@ -206,7 +206,7 @@ class Session:
                 seq_len=values["data.seq_len"],
                 seed=values["data.seed"],
                 text_field=values["data.text_field"],
-                tokenizer=values["data.tokenizer"],
+                tokenizer=self._tokenizer_source(draft, start),
                 vocab_size=None
                 if draft.is_auto("model.vocab_size")
                 else values["model.vocab_size"],
@@ -219,6 +219,12 @@ class Session:
             self.console.warn(note)
         draft.resolve("data.tokenizer", prepared.tokenizer.kind, prepared.tokenizer_reason)
         return text_data(prepared, values["data.input_file"])
+
+    def _tokenizer_source(self, draft: Draft, start: resume.ResumePoint | None) -> str:
+        """The run's own tokenizer on resume, so that shards can be built again exactly."""
+        if start is not None and start.folder is not None:
+            return str(start.folder)
+        return str(draft.values["data.tokenizer"])
 
     def _resolve(self, draft: Draft, prepared: TextData, device: DeviceFacts) -> float | None:
         facts = DataFacts(

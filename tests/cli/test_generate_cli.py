@@ -159,8 +159,8 @@ def test_another_tokenizer_is_refused(here, capsys):
 def test_an_unknown_run_lists_those_that_exist(here, capsys):
     make_run(here / "checkpoints" / "stories-1", "best.npz")
     write_checkpoint(here / "checkpoints" / "stories-2" / "step_000001.npz")
-    message = run_error(capsys, "--model-name", "storys")
-    assert "'storys'" in message and "stories-2" in message
+    message = run_error(capsys, "--model-name", "stori")
+    assert "'stori'" in message and "stories-2" in message
 
 
 def test_a_run_without_a_checkpoint_says_so(here, capsys):
@@ -188,7 +188,7 @@ def test_without_a_name_the_newest_run_is_used_and_named(here, capsys):
         (["--num-samples", "0"], ["P601", "num_samples is 0"]),
         (["--temp", "1"], ["P012", "--temp"]),
         (["--seed", "x"], ["P012", "--seed"]),
-        (["--checkpoint", "b"], ["P012", "one model"]),
+        (["--checkpoint", "b"], ["P012", "2 models"]),
         (["--precision", "float8"], ["P012", "float8"]),
     ],
 )

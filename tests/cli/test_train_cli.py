@@ -36,7 +36,13 @@ def test_a_run_writes_its_folder_and_says_what_to_type_next(here, capsys):
     assert [r["step"] for r in metrics] == [1, 2, 3, 4, 5, 6]
     assert summary["total_steps"] == 6 and summary["final_loss"] == metrics[-1]["loss"]
     assert summary["total_tokens_processed"] == 6 * 2 * 24 == metrics[-1]["tokens_processed"]
-    for name in ("config.json", "training_report.md", "best.pt", "step_000006.pt", "plots/loss.png"):
+    for name in (
+        "config.json",
+        "training_report.md",
+        "best.pt",
+        "step_000006.pt",
+        "plots/loss.png",
+    ):
         assert (run / name).is_file(), name
     assert json.loads((run / "config.json").read_text())["model"]["d_model"] == 16
     assert max(len(line) for line in out.splitlines() if "checkpoints/" not in line) <= 110

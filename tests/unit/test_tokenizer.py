@@ -139,8 +139,8 @@ def test_pieces_never_hold_a_newline_and_spaces_only_in_front() -> None:
     assert all(" " not in p.lstrip(" ") for p in pieces)
 
 
-def test_long_texts_are_encoded_as_in_one_piece(tmp_path: Path) -> None:
-    text = " ".join(TEXTS) * 3
+@pytest.mark.parametrize("text", [" ".join(TEXTS) * 3, f"{WORDS}  and " * 400])
+def test_long_texts_are_encoded_as_in_one_piece(text: str, tmp_path: Path) -> None:
     assert len(text) > 20_000
     model = BPE.save(tmp_path).read_bytes()
     whole = sentencepiece.SentencePieceProcessor(model_proto=model).encode(text)
@@ -239,7 +239,7 @@ def test_half_a_character_decodes_to_the_replacement_sign() -> None:
 
 
 def test_short_text_gives_fewer_pieces() -> None:
-    tokenizer = train_tokenizer("bpe", ["abc abc abd"], 4096)
+    tokenizer = train_tokenizer("bpe", ["abc abc abx"], 4096)
     assert 264 < tokenizer.vocab_size < 300
     assert tokenizer.decode(tokenizer.encode("abc xyz")) == "abc xyz"
 

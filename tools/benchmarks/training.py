@@ -205,7 +205,9 @@ def figures(t: Timings, flops_a_token: float, peak: float | None) -> list[Measur
     speed = t.tokens / t.total
     own = process_memory(os.getpid())
     mfu = None if peak is None else 100 * speed * flops_a_token / peak
-    log_note = f"{1e3 * t.log / t.rows:.2f} ms a row, every {LOG_EVERY} steps" if t.rows else "no row"
+    log_note = (
+        f"{1e3 * t.log / t.rows:.2f} ms a row, every {LOG_EVERY} steps" if t.rows else "no row"
+    )
     log_share = t.log / t.total if t.rows else None
     return [
         Measured("speed", speed, "tokens/s"),
@@ -213,7 +215,7 @@ def figures(t: Timings, flops_a_token: float, peak: float | None) -> list[Measur
         Measured("step, p90", 1e3 * percentile(t.steps, 0.9), "ms"),
         _share("loading data", t.loader / t.total, MAX_LOADER_SHARE, "waiting for the loader"),
         _share("logging", log_share, MAX_LOG_SHARE, log_note),
-        Measured("memory of the process", _gb(own and own.memory_bytes), "GB"),
+        Measured("memory of the process", _gb(own.memory_bytes if own else None), "GB"),
         Measured("memory of the device, peak", _gb(t.memory.peak_bytes), "GB"),
         Measured("MFU", mfu, "%", note="" if peak else "peak of this device is not known"),
     ]

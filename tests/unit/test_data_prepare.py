@@ -1,0 +1,308 @@
+"""Text becomes shards once; nothing of validation is trained on; nothing half-written stays.
+
+Run: pytest tests/unit/test_data_prepare.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from core.data.prepare import Prepared, prepare
+from core.data.scan import scan_source, split_items
+from core.data.shards import SourceInfo, document_offsets, open_shards
+from core.data.sources import Document
+from core.data.split import SPLITS, Split
+from core.data.tokenizer_training import train_tokenizer
+from core.errors import PippinError
+from core.paths import PROJECT_ROOT
+
+DOCUMENTS = [
+    f"Document {i}: {'abcdefghij'[i % 10] * (i % 13 + 3)} \u00e9\r\n end" for i in range(300)
+]
+
+
+def run(path: Path | None, shards_dir: Path, **changes: Any) -> Prepared:
+    options: dict[str, Any] = {"seq_len": 16, "seed": 1, "tokenizer": "byte"}
+    return prepare(path, shards_dir=shards_dir, **{**options, **changes})
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Path:
+    path = tmp_path / "docs.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in DOCUMENTS))
+    return path
+
+
+def documents(made: Prepared, split: Split) -> list[str]:
+    """The text of each document of a split, decoded from its ids; checks the `</s>` at its end."""
+    stream, offsets = open_shards(made.folder, split), document_offsets(made.folder, split)
+    found = []
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
+        ids = stream.tokens(start, end).tolist()
+        assert ids[-1] == made.tokenizer.eos_id and made.tokenizer.eos_id not in ids[:-1]
+        found.append(made.tokenizer.decode(ids[:-1]))
+    return found
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "char", "bpe"])
+def test_every_document_is_in_one_split_and_byte_exact(
+    jsonl: Path, tmp_path: Path, tokenizer: str
+) -> None:
+    made = run(jsonl, tmp_path / "s", tokenizer=tokenizer, vocab_size=400, val_fraction=0.1)
+    found = {split: documents(made, split) for split in SPLITS}
+    assert sorted(t for texts in found.values() for t in texts) == sorted(DOCUMENTS)
+    order = {text: i for i, text in enumerate(DOCUMENTS)}
+    for texts in found.values():
+        assert texts == sorted(texts, key=order.__getitem__)
+    assert not set(found["train"]) & (set(found["val"]) | set(found["test"]))
+    assert all(found.values())
+    sizes = {split: sum(len(t.encode()) for t in texts) for split, texts in found.items()}
+    assert sizes == {split: made.manifest.splits[split].text_bytes for split in SPLITS}
+    assert made.manifest.source.whole_documents
+
+
+def test_one_book_is_cut_into_beginning_and_tails(tmp_path: Path) -> None:
+    text = "".join(f"Line {i} of the book.\n" for i in range(3000))
+    (tmp_path / "book.txt").write_text(text)
+    made = run(tmp_path / "book.txt", tmp_path / "s")
+    parts = [documents(made, split) for split in SPLITS]
+    assert [len(p) for p in parts] == [1, 1, 1]
+    assert "".join(p[0] for p in parts) == text
+    assert not made.manifest.source.whole_documents
+    assert made.name == "book"
+
+
+def test_bpe_is_trained_on_the_training_split_alone(jsonl: Path, tmp_path: Path) -> None:
+    """A change of a validation document changes its text, and not the tokenizer."""
+    first = run(jsonl, tmp_path / "s", tokenizer="bpe", vocab_size=400, val_fraction=0.1)
+    held_out = documents(first, "val")[0]
+    kept = documents(first, "train")
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in kept))
+    assert held_out not in kept
+    assert train_tokenizer("bpe", kept, 400).fingerprint == first.tokenizer.fingerprint
+    assert train_tokenizer("bpe", DOCUMENTS, 400).fingerprint != first.tokenizer.fingerprint
+
+
+def test_reused_until_something_that_matters_changes(jsonl: Path, tmp_path: Path) -> None:
+    lines: list[tuple[str, str]] = []
+
+    def again(**changes: Any) -> Prepared:
+        lines.clear()
+        return run(
+            jsonl,
+            tmp_path / "s",
+            report=lambda phase, facts, result, seconds: lines.append((phase, result)),
+            **changes,
+        )
+
+    first = again()
+    assert not first.reused
+    assert lines == [("data", "read"), ("tokenizer", "trained"), ("shards", "written")]
+    second = again()
+    assert second.reused and second.folder == first.folder
+    assert lines == [("shards", "reused")]
+    assert again(seq_len=8).reused  # windows are no part of the shards
+    assert again(tokenizer=str(first.folder)).reused  # the same tokenizer, by path
+    others = [
+        again(seed=2),
+        again(val_fraction=0.05),
+        again(test_fraction=0.05),
+        again(tokenizer="char"),
+        again(tokenizer="bpe", vocab_size=300),
+        again(tokenizer="bpe", vocab_size=310),
+    ]
+    assert not any(other.reused for other in others)
+    assert len({other.folder for other in (first, *others)}) == 7
+    assert len({other.manifest_sha256 for other in (first, *others)}) == 7
+    jsonl.write_text(jsonl.read_text().replace("Document 7:", "Document 8:"))
+    assert not again().reused
+
+
+def test_resolved_configuration_finds_its_shards(jsonl: Path, tmp_path: Path) -> None:
+    """Little text gives fewer pieces; a resumed run asks for the number that came out."""
+    first = run(jsonl, tmp_path / "s", tokenizer="bpe", vocab_size=5000)
+    came_out = first.tokenizer.vocab_size
+    assert came_out < 5000
+    second = run(jsonl, tmp_path / "s", tokenizer="bpe", vocab_size=came_out)
+    assert second.reused and second.manifest_sha256 == first.manifest_sha256
+
+
+def test_shards_made_again_with_the_runs_tokenizer_are_the_same_data(
+    jsonl: Path, tmp_path: Path
+) -> None:
+    first = run(jsonl, tmp_path / "s", tokenizer="bpe", vocab_size=400)
+    (tmp_path / "run").mkdir()
+    first.tokenizer.save(tmp_path / "run")
+    second = run(jsonl, tmp_path / "other", tokenizer=str(tmp_path / "run"))
+    assert not second.reused
+    assert second.manifest_sha256 == first.manifest_sha256
+
+
+def test_auto_is_chosen_by_the_amount_of_text(jsonl: Path, tmp_path: Path) -> None:
+    made = run(jsonl, tmp_path / "s", tokenizer="auto")
+    assert made.tokenizer.kind == "char" and "too little" in made.tokenizer_reason
+    sized = run(jsonl, tmp_path / "s", tokenizer="auto", vocab_size=300)
+    assert (sized.tokenizer.kind, sized.tokenizer.vocab_size) == ("bpe", 300)
+
+
+def test_val_too_short_names_both_numbers_and_what_helps(jsonl: Path, tmp_path: Path) -> None:
+    with pytest.raises(PippinError) as error:
+        run(jsonl, tmp_path / "s", seq_len=512)
+    assert error.value.code == "P201"
+    assert "val split" in error.value.what
+    tokens = run(jsonl, tmp_path / "s").manifest.splits["val"].tokens
+    assert f"{tokens:,} tokens" in error.value.found and "513" in error.value.found
+    key, _, value = error.value.remedy.partition("=")
+    assert key == "data.val_fraction"
+    assert run(jsonl, tmp_path / "s", seq_len=512, val_fraction=float(value))
+
+
+def test_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("tiny")
+    with pytest.raises(PippinError) as error:
+        run(tmp_path / "a.txt", tmp_path / "s")
+    assert error.value.code == "P201" and "17" in error.value.found
+
+
+def test_white_space_alone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" \n" * 500)
+    with pytest.raises(PippinError) as error:
+        run(tmp_path / "a.txt", tmp_path / "s")
+    assert error.value.code == "P201" and "1,000 bytes" in error.value.found
+    assert "1 empty documents" in error.value.found
+
+
+def test_no_test_split_where_none_is_wanted(jsonl: Path, tmp_path: Path) -> None:
+    made = run(jsonl, tmp_path / "s", test_fraction=0.0)
+    assert open_shards(made.folder, "test").num_tokens == 0
+    assert document_offsets(made.folder, "test").tolist() == [0]
+
+
+def test_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("some text, " * 300)
+    tokenizer = run(tmp_path / "a.txt", tmp_path / "t", tokenizer="char").folder
+    (tmp_path / "b.txt").write_text("other TEXT, " * 300)
+    with pytest.raises(PippinError) as error:
+        run(tmp_path / "b.txt", tmp_path / "s", tokenizer=str(tokenizer))
+    assert error.value.code == "P202" and "'E'" in error.value.what
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+def test_disk_that_cannot_be_written_is_a_clear_error(jsonl: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PippinError) as error:
+        run(jsonl, tmp_path / "file" / "s")
+    assert error.value.code == "P312"
+
+
+def test_damaged_shards_of_this_text_are_an_error(jsonl: Path, tmp_path: Path) -> None:
+    made = run(jsonl, tmp_path / "s")
+    path = made.folder / "manifest.json"
+    path.write_text(path.read_text().replace('"max_id"', '"mix_id"'))
+    with pytest.raises(PippinError) as error:
+        run(jsonl, tmp_path / "s")
+    assert error.value.code == "P203"
+    # Another text is none of its business.
+    jsonl.write_text(jsonl.read_text() + '{"text": "new"}\n')
+    assert run(jsonl, tmp_path / "s").folder != made.folder
+
+
+def test_old_leftovers_are_removed_and_new_ones_kept(jsonl: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "s" / ".tmp-1-old", tmp_path / "s" / ".tmp-2-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("half")
+    os.utime(old, (time.time() - 10**6, time.time() - 10**6))
+    made = run(jsonl, tmp_path / "s")
+    assert not old.exists() and new.exists()
+    assert run(jsonl, tmp_path / "s").folder == made.folder
+
+
+def test_two_processes_at_once(jsonl: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from core.data.prepare import prepare;"
+        "made = prepare(sys.argv[1], shards_dir=Path(sys.argv[2]), seq_len=16, seed=1,"
+        " tokenizer='bpe', vocab_size=400); print(made.folder.name, made.manifest_sha256)"
+    )
+    command = [sys.executable, "-c", code, str(jsonl), str(tmp_path / "s")]
+    started = [
+        subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    said = {process.communicate(timeout=120)[0] for process in started}
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len(said) == 1
+    (folder,) = (tmp_path / "s").iterdir()
+    assert folder.name == said.pop().split()[0]
+    assert open_shards(folder, "train").num_tokens > 0
+
+
+def test_prompts_begin_validation_documents(jsonl: Path, tmp_path: Path) -> None:
+    made = run(jsonl, tmp_path / "s", val_fraction=0.1)
+    val = documents(made, "val")
+    assert len(made.prompts) == 3
+    for prompt, text in zip(made.prompts, val):
+        assert prompt and text.startswith(prompt) and len(prompt) < len(text)
+
+
+class FixedSource:
+    """Documents whose split is given, one of them on both sides."""
+
+    name, num_bytes, fingerprint = "fixed", 100, "f"
+
+    def documents(self) -> Iterator[Document]:
+        for text, split in (("a", "train"), ("b", "val"), ("a", "val"), ("b", "test")):
+            yield Document(text, text, 1.0, cast(Split, split))
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+
+def test_given_splits_never_share_a_text_with_training() -> None:
+    info = SourceInfo(
+        name="fixed",
+        fingerprint="f",
+        seed=1,
+        val_fraction=0.1,
+        test_fraction=0.1,
+        documents=0,
+        whole_documents=True,
+        notes=(),
+    )
+    source = FixedSource()
+    items = split_items(source, info, scan_source(source, info))
+    assert [(item.text, item.split) for item in items] == [
+        ("a", "train"),
+        ("b", "val"),
+        ("a", "train"),
+        ("b", "test"),
+    ]
+
+
+def test_stories_come_with_their_entropy(tmp_path: Path) -> None:
+    made = run(None, tmp_path / "s", corpus_bytes=120_000, val_fraction=0.05)
+    splits = made.manifest.splits
+    for info in splits.values():
+        assert info.entropy_bits is not None and 0 < info.entropy_bits < info.text_bytes * 8
+    val = splits["val"]
+    assert val.entropy_bits is not None
+    floor = made.floor_nats_per_token
+    assert floor == pytest.approx(val.entropy_bits * np.log(2) / val.tokens)
+    stream = open_shards(made.folder, "val")
+    assert stream.entropy_bits_per_byte == pytest.approx(val.entropy_bits / val.text_bytes)
+    texts = [set(documents(made, split)) for split in SPLITS]
+    assert not texts[0] & (texts[1] | texts[2]) and all(texts)
+    assert run(None, tmp_path / "s", corpus_bytes=120_000, val_fraction=0.05).reused
+
+
+def test_other_text_has_no_floor(jsonl: Path, tmp_path: Path) -> None:
+    assert run(jsonl, tmp_path / "s").floor_nats_per_token is None

@@ -1,0 +1,186 @@
+"""Measure this machine: training, saving, loading. What must hold has a PASS or FAIL.
+
+    python tools/benchmark.py train --backend mlx --steps 50 model.d_model=256
+    python tools/benchmark.py save --format npz --params 137M
+    python tools/benchmark.py save --backend cpu
+    python tools/benchmark.py load --format pt
+
+`train` trains on random tokens as the loop does; waiting for data and logging may each take 1 % of
+the time. `save` may take 2 s of processor time a GB and twice the time of plainly writing and
+flushing the same bytes. Exit code 1 where something demanded does not hold, 2 for a wrong command
+line.
+"""
+
+import os
+import sys
+
+if not __package__:
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+
+import argparse
+import json
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+import backends
+from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
+from core.params import num_parameters, param_specs
+from tools.benchmarks import saving, training
+from tools.benchmarks.report import GB, Measured, as_object, show
+
+EXIT_MISSED = 1
+MAX_STEPS, MAX_REPEATS = 100_000, 1000
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)\Z")
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+# Copies of a checkpoint in memory: a backend holds its own besides the random tensors, and one
+# tensor is on its way.
+FORMAT_COPIES, BACKEND_COPIES = 1.3, 2.6
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise PippinError("P012", f"{message}.", remedy="python tools/benchmark.py --help")
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments; flags take no abbreviations.
+
+    Raises:
+        PippinError: P012 for a wrong command line.
+    """
+    parser = _Parser(
+        prog="benchmark.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|save|load")
+    train = commands.add_parser("train", allow_abbrev=False, help="speed, data, logging, memory")
+    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="set any key")
+    train.add_argument("--backend", required=True, choices=tuple(backends.MODULES))
+    train.add_argument("--config", metavar="NAME|PATH", help="a preset or file (quickstart)")
+    train.add_argument("--steps", type=int, default=50, metavar="N", help="timed twice (50)")
+    for name, what in (("save", "cost of saving"), ("load", "cost of loading; nothing demanded")):
+        sub = commands.add_parser(name, allow_abbrev=False, help=what)
+        which = sub.add_mutually_exclusive_group(required=True)
+        which.add_argument(
+            "--backend", choices=tuple(backends.MODULES), help="its own save, copies included"
+        )
+        which.add_argument("--format", choices=("npz", "pt"), help="the format alone")
+        sub.add_argument("--params", default="137M", metavar="N", help="parameters (137M)")
+        sub.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs (5)")
+        sub.add_argument("--folder", type=Path, default=Path(), help="disk to write to (.)")
+    for sub in commands.choices.values():
+        sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "train":
+        args.overrides += [a for a in rest if not a.startswith("-")]
+        rest = [a for a in rest if a.startswith("-")]
+    if rest:
+        parser.error(f"unknown argument {rest[0]}")
+    _check_range(parser, args)
+    return args
+
+
+def _check_range(parser: _Parser, args: argparse.Namespace) -> None:
+    name, most = ("steps", MAX_STEPS) if args.command == "train" else ("repeats", MAX_REPEATS)
+    value = getattr(args, name)
+    if not 1 <= value <= most:
+        parser.error(f"--{name} is {value}; it must be 1 to {most:,}")
+
+
+def parse_count(text: str) -> int:
+    """`137M`, `1.5G`, `20000` as a number.
+
+    Raises:
+        PippinError: P012 for anything else.
+    """
+    match = _COUNT.match(text.strip())
+    count = float(match[1]) * _FACTORS[match[2].lower()] if match else 0.0
+    if count < 1:
+        raise PippinError("P012", f"{text!r} is no number of parameters.", remedy="--params 137M")
+    return round(count)
+
+
+def run_train(args: argparse.Namespace, console: Console) -> list[Measured]:
+    """Measure training."""
+    config = training.resolve_config(args.backend, args.config, args.overrides)
+    with console.status(f"training on {args.backend}"):
+        rows, facts = training.measure(config, args.steps)
+    title = f"train on {args.backend}: {facts['framework']}, {facts['device']}"
+    _report(args, console, title, rows, facts)
+    t = config.train
+    if not args.json:
+        console.print(
+            f" {facts['parameters']:,} parameters, {t.precision}, {t.grad_accum_steps} x "
+            f"{t.micro_batch_size} rows of {config.data.seq_len} tokens, {args.steps} steps",
+            highlight=False,
+        )
+    return rows
+
+
+def run_checkpoint(args: argparse.Namespace, console: Console) -> list[Measured]:
+    """Measure saving or loading."""
+    config = saving.checkpoint_config(parse_count(args.params), args.backend or "cpu")
+    specs = param_specs(config.model)
+    size = saving.checkpoint_bytes(config, specs)
+    copies = BACKEND_COPIES if args.backend else FORMAT_COPIES
+    saving.check_room(args.folder, size, copies=copies)
+    with console.status(f"{num_parameters(specs):,} parameters, {size / GB:.2f} GB"):
+        if args.backend:
+            subject = saving.backend_subject(args.backend, config)
+        else:
+            subject = saving.format_subject("." + args.format, config)
+        measure = saving.measure_save if args.command == "save" else saving.measure_load
+        try:
+            rows, costs = measure(subject, args.folder, args.repeats)
+        finally:
+            subject.close()
+    title = f"{args.command}, {subject.label}: {num_parameters(specs):,} parameters"
+    seconds = {kind: [vars(c) for c in found] for kind, found in costs.items()}
+    _report(args, console, title, rows, {"parameters": num_parameters(specs), "costs": seconds})
+    return rows
+
+
+def _report(
+    args: argparse.Namespace,
+    console: Console,
+    title: str,
+    rows: list[Measured],
+    facts: dict[str, object],
+) -> None:
+    if args.json:
+        print(json.dumps(as_object(rows, command=args.command, **facts)))
+    else:
+        show(console, title, rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    try:
+        args = parse_args(given)
+        console = Console(stderr=args.json)
+        rows = (run_train if args.command == "train" else run_checkpoint)(args, console)
+        return 0 if all(row.ok for row in rows) else EXIT_MISSED
+    except PippinError as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        print(error.render(), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_SIGINT
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        what = f"internal fault: {type(error).__name__}: {error}"
+        remedy = "run it again with --debug and report the text"
+        print(PippinError("P001", what, remedy=remedy).render(), file=sys.stderr)
+        return EXIT_FAULT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

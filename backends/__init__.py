@@ -29,6 +29,7 @@ SUFFIX = {"mlx": ".npz", "mps": ".pt", "cuda": ".pt", "cpu": ".pt"}
 MIN_TORCH = (2, 11)
 MIN_TORCH_MPS = (2, 12)
 MIN_MLX = (0, 32, 2)
+MLX_LINUX_BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,15 @@ def load(name: str) -> CreateBackend:
             remedy=state.remedy,
             kept="nothing was started.",
         )
-    return cast(CreateBackend, importlib.import_module(MODULES[name]).create)
+    try:
+        return cast(CreateBackend, importlib.import_module(MODULES[name]).create)
+    except (ImportError, OSError) as error:
+        raise PippinError(
+            "P501",
+            f"backend {name} does not load: {error}.",
+            remedy=f"pip install --force-reinstall {'mlx' if name == 'mlx' else 'torch'}",
+            kept="nothing was started.",
+        ) from error
 
 
 def _check(name: str) -> Availability:
@@ -111,18 +120,17 @@ def _check(name: str) -> Availability:
 
 def _check_mlx() -> Availability:
     version = _version("mlx")
-    if version is None or importlib.util.find_spec("mlx.core") is None:
+    if version is None:
         extra = "mlx" if sys.platform == "darwin" else '"mlx[cpu]"'
         return Availability("mlx", False, "the package mlx is missing", f"pip install {extra}")
     if _numbers(version) < MIN_MLX:
         return Availability(
             "mlx", False, f"needs mlx >= 0.32.2, found {version}", "pip install -U mlx"
         )
-    try:
-        importlib.import_module("backends.mlx.runtime").import_mlx()
-    except ImportError as error:
-        extra = "mlx" if sys.platform == "darwin" else '"mlx[cpu]"'
-        return Availability("mlx", False, f"mlx does not import ({error})", f"pip install {extra}")
+    # Not imported to find out: loading MLX's BLAS next to torch slows torch's matmuls down.
+    if sys.platform == "linux" and not any(map(_version, MLX_LINUX_BUILDS)):
+        reason = "the package mlx has no CPU or CUDA library beside it"
+        return Availability("mlx", False, reason, 'pip install "mlx[cpu]"')
     return Availability("mlx", True, versions={"mlx": version})
 
 

@@ -6,5 +6,7 @@ PIPPIN_TEST_BACKENDS=cpu,mlx is the default; on a Mac add mps, on an NVIDIA mach
 import os
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# Both frameworks live in one process here: one thread for the BLAS that MLX loads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 BACKENDS = tuple(os.environ.get("PIPPIN_TEST_BACKENDS", "cpu,mlx").split(","))

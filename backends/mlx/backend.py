@@ -10,7 +10,6 @@ Legend: B rows, T tokens of a row, V vocab_size.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from backends.mlx.optim import (
     clip_scale,
     global_norm,
 )
-from backends.mlx.runtime import device_facts, is_metal, limit_memory
+from backends.mlx.runtime import describe_device, limit_memory, memory_stats, on_gpu
 from core.backend import (
     Batch,
     Cache,
@@ -48,13 +47,11 @@ from core.backend import (
 from core.checkpoint import Checkpoint, Meta, check_checkpoint
 from core.config.schema import RunConfig
 from core.errors import EXIT_FAULT, PippinError, all_problems
-from core.params import ParamSpec, slot_specs
+from core.params import ParamSpec
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 # Logits that the loss holds at a time: on a CPU what stays in its cache, on a GPU what fills it.
 LOSS_CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 24}
-# Apple GPUs compute bfloat16 natively from the M2 on, architecture "applegpu_g14".
-FIRST_BF16_GENERATION = 14
 
 
 @dataclass(frozen=True)
@@ -75,22 +72,18 @@ class MlxBackend:
         self.rank, self.world_size = 0, 1
         self.config, self.mode = config, mode
         self.specs = tuple(specs)
-        self.on_gpu = mx.default_device() == mx.Device(mx.gpu)
         self.model = Transformer(
             config.model,
             DTYPES[config.train.precision],
             gradient_checkpointing=config.train.gradient_checkpointing,
-            loss_chunk_elements=LOSS_CHUNK_ELEMENTS["gpu" if self.on_gpu else "cpu"],
+            loss_chunk_elements=LOSS_CHUNK_ELEMENTS["gpu" if on_gpu(mx) else "cpu"],
         )
         self.model.reserve(config.data.seq_len)
         self._params: Arrays = dict(tree_flatten(self.model.parameters()))
         _check_table(self._params, self.specs)
         self._release = limit_memory(mx, fraction=config.train.memory_fraction, mode=mode)
-        self._optimizer: Optimizer | None = None
-        self._state: Arrays = {}
-        if mode == "train":
-            self._optimizer = Optimizer(config.train, self.specs)
-            self._state = self._optimizer.initial_state()
+        self._optimizer = Optimizer(config.train, self.specs)
+        self._state = self._optimizer.initial_state() if mode == "train" else {}
         self._scaler = LossScaler(config.train.precision)
         self._scaler_state = self._scaler.load({})
         # A step has two shapes: whole, or gradients of each micro-batch and then the update.
@@ -101,15 +94,7 @@ class MlxBackend:
         self._ran_once = not config.train.compile
 
     def device_info(self) -> DeviceInfo:
-        facts = device_facts(mx)
-        budget = facts.get("max_recommended_working_set_size") or facts.get("total_memory")
-        return DeviceInfo(
-            backend=self.name,
-            framework=f"mlx {_mlx_version()}",
-            device=str(facts.get("device_name", mx.default_device())),
-            budget_bytes=int(budget) if self.on_gpu and budget else None,
-            native_bf16=self.on_gpu and _native_bf16(str(facts.get("architecture", ""))),
-        )
+        return describe_device(mx)
 
     def load(self, ckpt: Checkpoint, *, optimizer: bool = True) -> None:
         """Copy a checkpoint in, tensor by tensor, after its names and shapes were checked.
@@ -117,8 +102,8 @@ class MlxBackend:
         Raises:
             PippinError: P302 to P304 if it does not fit this model and optimizer.
         """
-        wanted = optimizer and self._optimizer is not None
-        slots = slot_specs(self.config.train.optimizer, self.specs) if wanted else None
+        wanted = optimizer and self.mode == "train"
+        slots = self._optimizer.slots if wanted else None
         check_checkpoint(ckpt, self.specs, slots)
         for spec in self.specs:
             keep = self.mode == "train" or spec.group == "vector"
@@ -147,10 +132,11 @@ class MlxBackend:
         Raises:
             PippinError: P307 if it cannot be written.
         """
+        framework, _, version = self.device_info().framework.partition(" ")
         filled = replace(
             meta,
             dtypes={name: "float32" for name, _ in self._tensors(optimizer=optimizer)},
-            backend={"name": self.name, "framework": "mlx", "version": _mlx_version()},
+            backend={"name": self.name, "framework": framework, "version": version},
             backend_state=self.backend_state(),
         )
         done = checkpoint_format(path.suffix).write(path, filled, self.tensors(optimizer=optimizer))
@@ -175,12 +161,13 @@ class MlxBackend:
         Raises:
             PippinError: P204 for a token id out of range, P101 out of memory, P502 if compiling fails.
         """
-        if self._optimizer is None:
+        if self.mode != "train":
             raise PippinError(
                 "P001", "train_step on a backend made to infer.", exit_code=EXIT_FAULT
             )
         for batch in micro:
             self._check_tokens(batch.tokens, batch.targets)
+            self.model.reserve(batch.tokens.shape[1])
         try:
             return self._train_step(micro, hyper)
         except (RuntimeError, ValueError) as error:
@@ -210,7 +197,8 @@ class MlxBackend:
         self, micro: Sequence[Batch], step: int, numbers: Arrays
     ) -> tuple[mx.array, Arrays]:
         """Sums over the micro-batches, each evaluated before the next one begins."""
-        objective, total = mx.array(0.0), {}
+        objective = mx.array(0.0)
+        total: Arrays = {}
         for batch in micro:
             placed = self._place(batch, step=step)
             part, grads = self._gradients(self._params, self._scaler_state, placed, numbers)
@@ -263,8 +251,6 @@ class MlxBackend:
 
     def _explain(self, error: Exception) -> Exception:
         """What a user can act on: memory, or a compiler that does not work here."""
-        if isinstance(error, PippinError):
-            return error
         text = str(error)
         if "malloc" in text or "out of memory" in text.lower():
             return PippinError(
@@ -388,14 +374,7 @@ class MlxBackend:
         return np.array(logits)
 
     def memory(self, *, reset_peak: bool = False) -> MemoryStats:
-        stats = MemoryStats(
-            active_bytes=int(mx.get_active_memory()),
-            peak_bytes=int(mx.get_peak_memory()),
-            cached_bytes=int(mx.get_cache_memory()),
-        )
-        if reset_peak:
-            mx.reset_peak_memory()
-        return stats
+        return memory_stats(mx, reset_peak=reset_peak)
 
     def sum_across(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return values
@@ -421,14 +400,3 @@ def _check_table(params: Mapping[str, mx.array], specs: Sequence[ParamSpec]) -> 
     ]
     if problems:
         raise all_problems("P503", problems, what="the mlx model and the parameter table differ.")
-
-
-def _mlx_version() -> str:
-    return metadata.version("mlx")
-
-
-def _native_bf16(architecture: str) -> bool:
-    if not is_metal(mx):
-        return True
-    generation = "".join(c for c in architecture.rpartition("_g")[2] if c.isdigit())
-    return int(generation or 0) >= FIRST_BF16_GENERATION

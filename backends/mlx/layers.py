@@ -71,7 +71,8 @@ class Embedding(nn.Module):
         self.weight = mx.zeros((vocab_size, d_model))
 
     def __call__(self, tokens: mx.array, dtype: mx.Dtype) -> mx.array:
-        return _lookup(self.weight, tokens).astype(dtype)
+        rows: Any = _lookup(self.weight, tokens)
+        return rows.astype(dtype)
 
 
 @mx.custom_function

@@ -69,7 +69,8 @@ def _head_loss(
         grad, (_, grad_hidden, grad_weight) = cotangents[0], outputs
         return grad_hidden * grad.astype(grad_hidden.dtype), grad_weight * grad
 
-    return function(hidden, weight)[0]
+    outputs: Any = function(hidden, weight)
+    return outputs[0]
 
 
 def pretrain_loss(

@@ -1,7 +1,7 @@
 """The file around the tensors: an uncompressed zip64 in which every bit is accounted for.
 
-Both suffixes are such a zip; an `Envelope` says what differs. The writer streams one tensor at a
-time and hashes it in threads while it is written. All bytes but the tensors' values are a function
+Both suffixes are such a zip; an `Envelope` says what differs. Tensors are streamed: one is hashed
+in a thread while it and the next are written. All bytes but the tensors' values are a function
 of the meta and the members' CRCs, so the reader builds them again and compares: a changed bit
 anywhere, padding included, is found, and no size in a hostile header is believed or allocated.
 Values are guarded by the sha256 in the meta.
@@ -11,9 +11,9 @@ import hashlib
 import os
 import struct
 import zipfile
-import zlib
+from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -32,11 +32,10 @@ from core.checkpoint.meta import (
     tensor_bytes,
 )
 from core.checkpoint.stored_zip import Member
+from core.checkpoint.writer import MemberWriter
 from core.errors import EXIT_FAULT, PippinError
 
 _CHUNK_BYTES = 8 << 20
-# Below this a thread costs more than it saves.
-_THREAD_BYTES = 1 << 18
 _DTYPE_NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 
 
@@ -70,21 +69,26 @@ def write_archive(
     dtypes: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     checksums: dict[str, str] = {}
-    members: list[Member] = []
-    with atomic_file(path) as fd, ThreadPoolExecutor(2) as pool:
+    pending: deque[tuple[str, Future[str]]] = deque()
+    with atomic_file(path) as fd, ThreadPoolExecutor(3) as pool:
+        writer = MemberWriter(fd, pool)
         for index, (name, array) in enumerate(tensors):
             dtypes[name] = _storage_dtype(name, array, meta, seen=name in shapes)
             shapes[name] = tuple(int(n) for n in array.shape)
-            values = _little_endian_bytes(array)
             header = envelope.tensor_header(shapes[name], dtypes[name])
             member_name = envelope.tensor_member(index, name)
-            member, checksums[name] = _write_member(fd, members, member_name, header, values, pool)
-            members.append(member)
+            sha = writer.append(member_name, header, _little_endian_bytes(array))
+            pending.append((name, sha))
+            # Of the tensors before this one none is held when the next is made.
+            while len(pending) > 1:
+                earlier, sha = pending.popleft()
+                checksums[earlier] = sha.result()
+        checksums |= {name: sha.result() for name, sha in pending}
         final = replace(meta, dtypes=dtypes, shapes=shapes, checksums=checksums)
         for name, content in envelope.trailer(final):
-            values = np.frombuffer(content, np.uint8)
-            members.append(_write_member(fd, members, name, b"", values, pool)[0])
-        _write_all(fd, stored_zip.directory(members))
+            writer.append(name, b"", np.frombuffer(content, np.uint8))
+        writer.write(stored_zip.directory(writer.members))
+        writer.finish()
     return path
 
 
@@ -109,38 +113,6 @@ def _storage_dtype(name: str, array: NDArray[Any], meta: Meta, *, seen: bool) ->
 def _little_endian_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     plain = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     return plain.reshape(-1).view(np.uint8)
-
-
-def _write_member(
-    fd: int,
-    before: Sequence[Member],
-    name: str,
-    header: bytes,
-    values: NDArray[np.uint8],
-    pool: ThreadPoolExecutor,
-) -> tuple[Member, str]:
-    """Append a member; returns it and the sha256 of `values`."""
-    offset = before[-1].end if before else 0
-    draft = Member(name, offset, len(header) + values.size, 0)
-    crc_of_header = zlib.crc32(header)
-    if values.size < _THREAD_BYTES:
-        crc = zlib.crc32(values.data, crc_of_header)
-        _write_all(fd, replace(draft, crc=crc).local_header() + header)
-        _write_all(fd, values.data)
-        return replace(draft, crc=crc), hashlib.sha256(values.data).hexdigest()
-    sha = pool.submit(lambda: hashlib.sha256(values.data).hexdigest())
-    later_crc = pool.submit(zlib.crc32, values.data, crc_of_header)
-    _write_all(fd, draft.local_header() + header)
-    _write_all(fd, values.data)
-    member = replace(draft, crc=later_crc.result())
-    os.pwrite(fd, member.local_header(), offset)
-    return member, sha.result()
-
-
-def _write_all(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view[:_CHUNK_BYTES]) :]
 
 
 class ArchiveCheckpoint:

@@ -1,10 +1,9 @@
-"""Every test here runs on every backend of PIPPIN_TEST_BACKENDS, by default "cpu,mlx,fake_mps".
+"""Every test here runs on every backend of PIPPIN_TEST_BACKENDS (see tests/conftest.py).
 
-A backend that is named and cannot be imported fails its tests: it is never skipped. "fake_mps" is
-the MPS backend with every choice of its policy, on the CPU.
+A backend that is named and cannot be imported fails its tests: it is never skipped. Beside "cpu" also
+runs "fake_mps": the MPS backend with every choice of its policy, on the CPU.
 """
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -13,17 +12,23 @@ import backends
 from core.backend import Backend
 from core.config.schema import RunConfig
 from core.params import param_specs
+from tests.conftest import BACKENDS
 from tests.fake_mps import create_fake_mps, fake_mps_memory
 from tests.helpers import ArrayCheckpoint, random_params, tiny_config
 
-NAMES = os.environ.get("PIPPIN_TEST_BACKENDS", "cpu,mlx,fake_mps").split(",")
+NAMES = (*BACKENDS, *(["fake_mps"] if "cpu" in BACKENDS else []))
 
 
 @pytest.fixture(params=NAMES)
 def backend_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "fake_mps":
-        fake_mps_memory(monkeypatch)
-    return str(request.param)
+    """Name for `backends.load` and `train.backend`."""
+    if request.param != "fake_mps":
+        return str(request.param)
+    fake_mps_memory(monkeypatch)
+    # Tiny rows in several blocks.
+    monkeypatch.setattr("backends.torch_mps.policy.MIN_BLOCK", 4)
+    monkeypatch.setattr(backends, "load", lambda name: create_fake_mps)
+    return "mps"
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def make(backend_name: str) -> Callable[..., Backend]:
     ) -> Backend:
         config = config or make_config(backend_name, **overrides)
         specs = param_specs(config.model)
-        backend = create(backend_name, config, specs, mode=mode)
+        backend = backends.load(backend_name)(config, specs, mode=mode)
         tensors = random_params(specs) if params is None else params
         backend.load(ArrayCheckpoint(config, tensors, backend_state=backend_state))
         return backend
@@ -47,10 +52,4 @@ def make(backend_name: str) -> Callable[..., Backend]:
 
 
 def make_config(backend_name: str, **overrides) -> RunConfig:
-    return tiny_config(train__backend=backend_name.removeprefix("fake_"), **overrides)
-
-
-def create(backend_name: str, config: RunConfig, specs, *, mode: str) -> Backend:
-    if backend_name == "fake_mps":
-        return create_fake_mps(config, specs, mode=mode)
-    return backends.load(backend_name)(config, specs, mode=mode)
+    return tiny_config(train__backend=backend_name, **overrides)

@@ -15,7 +15,12 @@ from tests.helpers import (
     split_batch,
     step_hyper,
 )
+from tests.reference import optim_np
 
+# Error of ten float32 updates over their length; see tests/unit/test_torch_optim.py.
+ADAMW_TOLERANCE, MUON_TOLERANCE = 1e-5, 2e-5
+# Rounding of the parameters themselves, ten times: 1e-7 was measured.
+STORAGE = 2e-7
 MUON, ADAMW = {"train__optimizer": "muon"}, {"train__optimizer": "adamw"}
 
 
@@ -56,6 +61,45 @@ def test_metrics_keep_the_numbers_of_their_step(make):
     first = backend.train_step([poison], hyper)
     second = backend.train_step([poison], hyper)
     assert [float(m["skipped_in_a_row"]) for m in (first, second)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tolerance"),
+    [
+        (ADAMW, ADAMW_TOLERANCE),
+        ({**ADAMW, "train__beta1": 0.8, "train__beta2": 0.9}, ADAMW_TOLERANCE),
+        (MUON, MUON_TOLERANCE),
+        ({**MUON, "train__muon_scale": "spectral", "train__ns_steps": 3}, MUON_TOLERANCE),
+    ],
+)
+def test_ten_updates_equal_the_reference(make, overrides, tolerance):
+    """The gradient of each step is read from the first moment of a second backend."""
+    backend = make(model__tie_embeddings=False, **overrides)
+    probe = make(model__tie_embeddings=False, train__optimizer="adamw", train__beta1=0.5)
+    config, specs = backend.config, param_specs(backend.config.model)
+    start = random_params(specs)
+    reference = optim_np.Optimizer(start, specs, config.train)
+    for step in range(1, 11):
+        batch = random_batch(config, seed=step)
+        now = {n: np.array(v) for n, v in backend.tensors(optimizer=False)}
+        probe.load(ArrayCheckpoint(config, now))
+        probe.train_step([batch], step_hyper(config, 1, [batch], max_grad_norm=0.0))
+        state = snapshot(probe)
+        grads = {s.name: 2 * state[f"optim/exp_avg/{s.name}"].astype(float) for s in specs}
+        hyper = step_hyper(config, step, [batch], lr_scale=1 / step)
+        hyper = replace(hyper, momentum=0.9 + 0.005 * step)
+        norm = float(backend.train_step([batch], hyper)["grad_norm"])
+        assert norm > hyper.max_grad_norm
+        assert abs(norm - reference.step(grads, hyper)) < 1e-6 * norm
+    found = snapshot(backend)
+    for s in specs:
+        wanted = reference.params[s.name]
+        bound = tolerance * np.linalg.norm(wanted - start[s.name]) + STORAGE * np.linalg.norm(
+            wanted
+        )
+        assert np.linalg.norm(found[s.name] - wanted) < bound, s.name
+    for key, wanted in reference.state.items():
+        assert np.linalg.norm(found[key] - wanted) < 1e-5 * np.linalg.norm(wanted), key
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -230,7 +274,11 @@ def test_float16_update_is_near_the_float32_one(make):
     assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-2 * a["grad_norm"]
     matrices = [n for n in start if n.endswith("proj.weight")]
     moves = {n: start[n] for n in matrices}
-    assert distance(snapshot(wide), snapshot(half), moves) < 0.1
+    wide_state, half_state = snapshot(wide), snapshot(half)
+    assert distance(wide_state, half_state, moves) < 0.1
+    # Updates are normalised, state is not.
+    slots = {n: np.zeros_like(v) for n, v in wide_state.items() if n.startswith("optim/")}
+    assert distance(wide_state, half_state, slots) < 0.1
 
 
 @pytest.mark.slow

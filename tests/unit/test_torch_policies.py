@@ -235,3 +235,15 @@ def test_rope_tables_grow_with_the_cache():
     cache = backend.start(2, 39)
     found = backend.decode(tokens, np.array([39, 39], np.int32), cache)
     assert np.allclose(found, wanted[:, -1], atol=1e-5)
+
+
+def test_gradient_checkpointing_runs_each_block_twice():
+    for checkpointing, runs in ((False, 1), (True, 2)):
+        backend = fresh(tiny_config(train__gradient_checkpointing=checkpointing))
+        calls = []
+        for layer in backend.model.layers:
+            layer.mlp.register_forward_pre_hook(lambda *args, calls=calls: calls.append(1))
+        train(backend)
+        assert len(calls) == runs * len(backend.model.layers)
+        backend.score(random_batch(backend.config))
+        assert len(calls) == (runs + 1) * len(backend.model.layers)

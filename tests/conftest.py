@@ -8,5 +8,6 @@ import os
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 # Both frameworks live in one process here: one thread for the BLAS that MLX loads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 
 BACKENDS = tuple(os.environ.get("PIPPIN_TEST_BACKENDS", "cpu,mlx").split(","))

@@ -67,7 +67,8 @@ def write_npz(path: Path, meta: Meta, tensors: Iterable[tuple[str, NDArray[Any]]
     Args:
         path: Final path; an existing file is replaced.
         meta: `dtypes`, `shapes` and `checksums` are filled in here.
-        tensors: Names and float32, float16 or uint16 (bits of bfloat16) arrays.
+        tensors: Names and float32, float16 or uint16 (bits of bfloat16) arrays, which must not
+            change before the write is done.
 
     Raises:
         PippinError: P307 if it cannot be written.

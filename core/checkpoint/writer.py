@@ -3,7 +3,8 @@
 Hashing is most of a save's work and the disk most of its waiting, so three things go on at once: the
 calling thread writes and computes CRCs, chunk by chunk while a chunk is in the processor's cache;
 other threads compute sha256 of this tensor and the one before; and what is written is flushed to
-the disk early. Measured for 1.3 GB on 2 cores: 1.0 s, one after another 1.5 s, the bare write 0.8 s.
+the disk early. Measured for 1.3 GB on 2 cores of an EPYC:
+1.2 s; 1.6 s with one tensor at a time and one flush; 0.8 s for the bare bytes, flushed.
 """
 
 import hashlib

@@ -16,7 +16,8 @@ from core.params import num_parameters, param_specs
 
 TOKENS_PER_PARAMETER = 10
 # Width and depth of the sizes that are tried, smallest first.
-LADDER = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12), (1024, 16))
+# A model below the first one writes no stories, however many it reads: slower machines train it too.
+LADDER = ((128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12), (1024, 16))
 # Share of the time that goes to steps; the rest is validation, samples and saving (docs/LOG.md).
 STEP_SHARE = 0.93
 # Passes over a text after which a small model only memorises it.
@@ -84,7 +85,7 @@ def resolve_auto(
     sized = any(draft.is_auto(k) for k in ("model.d_model", "model.n_layers"))
     if measure is not None and (sized or draft.is_auto("train.total_steps")):
         speed = _resolve_size(draft, data, device, measure)
-    _resolve_shape(draft, *LADDER[2])
+    _resolve_shape(draft, *LADDER[0])
     _resolve_batch(draft)
     _resolve_steps(draft, data, speed)
     _resolve_rates(draft)
@@ -187,13 +188,13 @@ def _resolve_size(
     seconds = 60.0 * float(draft.values["train.minutes"]) * STEP_SHARE
     sized = any(draft.is_auto(k) for k in ("model.d_model", "model.n_layers"))
     if not sized or not draft.is_auto("train.total_steps"):
-        config = _trial(draft, data, *LADDER[2])
+        config = _trial(draft, data, *LADDER[0])
         speed = measure(config)
         _note(draft, config, speed, data, "given")
         return speed
     trials = [_trial(draft, data, *rung) for rung in LADDER]
     fitting = [c for c in trials if _memory(c) <= budget] or trials[:1]
-    start = min(2, len(fitting) - 1)
+    start = 0
     speed = measure(fitting[start])
     rate = speed * _flops(fitting[start])  # FLOP/s, which larger sizes reach at least
     chosen = 0
@@ -214,7 +215,7 @@ def _resolve_size(
 
 def _note(draft: Draft, config: RunConfig, speed: float, data: DataFacts, how: str) -> None:
     size = _size(config)
-    why = f"{size / 1e6:.2f} M parameters, {speed / 1000:.1f}k tok/s measured"
+    why = f"{size / 1e6:.1f} M parameters, {speed / 1000:.1f}k tok/s measured"
     values: dict[str, Any] = {
         "model.d_model": config.model.d_model,
         "model.n_layers": config.model.n_layers,

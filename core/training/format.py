@@ -131,22 +131,26 @@ def sparkline(values: Sequence[float], width: int = 8) -> str:
 
 
 class Ema:
-    """De-biased exponential moving average, with the mean's standard error for a trend."""
+    """De-biased exponential moving average, with a noise estimate for its trend."""
 
     def __init__(self, beta: float = 0.9) -> None:
         self._beta = beta
-        self._sum = 0.0
-        self._weight = 0.0
+        self._sum = self._weight = 0.0
+        self._last: float | None = None
+        self._drift = self._noise = 0.0  # mean and variance of successive differences
+        self._differences = 0
         self.history: list[tuple[int, float]] = []
-        self._residuals = 0.0
 
     def update(self, step: int, value: float) -> float:
         """Add a value; returns the average."""
         if math.isfinite(value):
-            before = self._sum / self._weight if self._weight else value
-            self._residuals = (
-                self._beta * self._residuals + (1 - self._beta) * (value - before) ** 2
-            )
+            if self._last is not None:
+                self._differences += 1
+                rate = max(1 / self._differences, 1 - self._beta)
+                change = value - self._last - self._drift
+                self._drift += rate * change
+                self._noise += rate * (change * change - self._noise)
+            self._last = value
             self._sum = self._beta * self._sum + (1 - self._beta) * value
             self._weight = self._beta * self._weight + (1 - self._beta)
         average = self._sum / self._weight if self._weight else value
@@ -154,14 +158,18 @@ class Ema:
         return average
 
     def trend(self, total_steps: int) -> str:
-        """An arrow against the average 10 % of the run ago, beyond two standard errors."""
+        """An arrow against the average 10 % of the run ago, beyond two standard errors.
+
+        The variance of one value is half that of a difference; an average has (1-beta)/(1+beta) of
+        it, and two averages are compared.
+        """
         if len(self.history) < 3:
             return ""
         step, now = self.history[-1]
         past = [v for s, v in self.history if s <= step - 0.1 * total_steps]
         if not past:
             return ""
-        error = 2 * math.sqrt(self._residuals * (1 - self._beta) / (1 + self._beta) * 2)
+        error = 2 * math.sqrt(self._noise * (1 - self._beta) / (1 + self._beta))
         if abs(now - past[-1]) <= error:
             return "→"
         return "↘" if now < past[-1] else "↗"

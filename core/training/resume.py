@@ -145,13 +145,13 @@ def _meta(path: Path, open_checkpoint: OpenCheckpoint) -> Meta:
 
 def follow(draft: Draft, given: Collection[str], saved: Mapping[str, Any]) -> None:
     """Open again what was derived from a key that is given anew, unless it is given too."""
-    for name, dependants in DERIVED.items():
+    for name, followers in DERIVED.items():
         section, _, key = name.partition(".")
         if name not in given or draft.values[name] == saved[section][key]:
             continue
-        for dependant in dependants:
-            if dependant not in given and is_auto_key(dependant):
-                draft.set(dependant, AUTO, Source("default"))
+        for derived in followers:
+            if derived not in given and is_auto_key(derived):
+                draft.set(derived, AUTO, Source("default"))
 
 
 def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) -> None:

@@ -117,6 +117,18 @@ def test_the_checkpoint_is_as_large_as_asked() -> None:
     assert written == saving.checkpoint_bytes(small, param_specs(small.model))
 
 
+def test_other_programs_are_noticed() -> None:
+    """One that is busy for the whole measurement counts as about one processor; this one not."""
+    loop = "import time; e = time.time() + 0.8\nwhile time.time() < e: pass"
+    with subprocess.Popen([sys.executable, "-c", loop]):
+        time.sleep(0.2)
+        others = report.OtherLoad()
+        time.sleep(0.4)
+        found = others.figure()
+    assert found.value is not None and found.value > 0.3 and "again" in found.note
+    assert found.most is None and found.unit == "processors"
+
+
 def test_counts_are_read() -> None:
     assert [benchmark.parse_count(t) for t in ("137M", "1.5g", "20000", "3k")] == [
         137_000_000,

@@ -20,7 +20,7 @@ from core.data.corpus.templates import load_scripts
 from core.data.corpus.world import World
 
 NUM_STORIES = 3000
-GOLDEN = "322d48d78d7fbb62aab10824715d4d4ee9b186e7ea1799cfcc7af13974586a7e"
+GOLDEN = "85594a111edf6b8df8e1ac5c539c917a5a8c1cc62f821d50f17d230ab7b6b2ec"
 SENTENCE_END = re.compile(r'(?<=[.!?]) +(?=["A-Z])|(?<=[.!?]") +(?=["A-Z])')
 LINTS = {
     "a before a vowel": re.compile(r"\b[Aa] [aeiou]"),
@@ -106,7 +106,7 @@ def test_variety() -> None:
         total += len(words) - 3
         grams.update(zip(words, words[1:], words[2:], words[3:], strict=False))
     assert len(grams) / total >= 0.6
-    assert 2400 <= len({w for s in sample() for w in re.findall("[a-z]+", s.text.lower())}) <= 2800
+    assert 2350 <= len({w for s in sample() for w in re.findall("[a-z]+", s.text.lower())}) <= 2800
     assert len({s.plot for s in sample() if not s.plot.startswith("talk")}) == 24
 
 
@@ -159,7 +159,7 @@ def test_lexicon() -> None:
     """Names are single short words, articles agree, things have six colours."""
     lexicon = load_lexicon()
     names = lexicon.girls + lexicon.boys
-    assert len(set(names)) == len(names) == 240
+    assert len(set(names)) == len(names) == 120
     assert all(len(name) <= 7 for name in names)
     assert article("umbrella") == "an umbrella"
     assert article("kite") == "a kite"
@@ -211,8 +211,8 @@ def test_probes() -> None:
     exam = corpus.probes(80, 1)
     assert exam == corpus.probes(80, 1)
     assert Counter(p.skill for p in exam) == dict.fromkeys(corpus.SKILLS, 10)
-    texts = [corpus.story(50 * i + 49, 1).text for i in range(80)]
-    texts += [corpus.story(50 * i + 49, 1, held_out=True).text for i in range(80)]
+    texts = [corpus.story(50 * i + 49, 1).text for i in range(300)]
+    texts += [corpus.story(50 * i + 49, 1, held_out=True).text for i in range(300)]
     for probe in exam:
         assert probe.answer not in probe.distractors
         assert len(set(probe.distractors)) == len(probe.distractors)

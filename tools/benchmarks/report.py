@@ -1,15 +1,19 @@
 """Measurements, some with a floor or ceiling that must hold, as a table or as JSON."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 GB = 1e9
+# Processors that other programs may keep busy without being mentioned.
+QUIET = 0.2
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,28 @@ class Measured:
         if self.most is None:
             return True
         return self.value is not None and self.value <= self.most
+
+
+class OtherLoad:
+    """How much of the machine other programs used meanwhile: what spoils a measurement."""
+
+    def __init__(self) -> None:
+        """Start to count."""
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        """Processor seconds of everything else, and of the clock."""
+        system = psutil.cpu_times()
+        waiting = system.idle + getattr(system, "iowait", 0.0)
+        return sum(system) - waiting - time.process_time(), time.perf_counter()
+
+    def figure(self) -> Measured:
+        """Processors that others kept busy since the start."""
+        now = self._now()
+        busy = max(now[0] - self._start[0], 0.0) / max(now[1] - self._start[1], 1e-9)
+        note = "quiet" if busy < QUIET else "not quiet: measure again"
+        return Measured("other programs", busy, "processors", note=note)
 
 
 def show(console: Console, title: str, rows: Sequence[Measured]) -> None:

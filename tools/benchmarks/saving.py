@@ -26,7 +26,7 @@ from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolv
 from core.machine.memory import checkpoint_bytes
 from core.machine.system import system_memory
 from core.params import param_specs, slot_specs
-from tools.benchmarks.report import GB, Measured, median
+from tools.benchmarks.report import GB, Measured, OtherLoad, median
 
 MAX_CPU_S_PER_GB = 2.0
 MAX_WALL_RATIO = 2.0
@@ -218,6 +218,7 @@ def measure_save(
 ) -> tuple[list[Measured], dict[str, list[Cost]]]:
     """Plain writes and saves in turn, each to a new file that is then removed."""
     costs: dict[str, list[Cost]] = {"save": [], "plain": []}
+    others = OtherLoad()
     with tempfile.TemporaryDirectory(prefix=".pippin-benchmark-", dir=folder) as name:
         place = Path(name)
         jobs: dict[str, Callable[[Path], object]] = {
@@ -233,7 +234,8 @@ def measure_save(
                 path.unlink()
                 if i > 0:
                     costs[kind].append(cost)
-    return save_figures(costs["save"], costs["plain"], subject.size), costs
+    rows = save_figures(costs["save"], costs["plain"], subject.size)
+    return [*rows, others.figure()], costs
 
 
 def measure_load(
@@ -241,6 +243,7 @@ def measure_load(
 ) -> tuple[list[Measured], dict[str, list[Cost]]]:
     """Plain reads and loads of one file in turn; the file is in the system's cache."""
     costs: dict[str, list[Cost]] = {"load": [], "plain": []}
+    others = OtherLoad()
     with tempfile.TemporaryDirectory(prefix=".pippin-benchmark-", dir=folder) as name:
         path = Path(name) / f"step_000001{subject.suffix}"
         subject.save(path)
@@ -249,7 +252,8 @@ def measure_load(
             if i > 0:
                 costs["plain"].append(plain)
                 costs["load"].append(own)
-    return load_figures(costs["load"], costs["plain"], subject.size), costs
+    rows = load_figures(costs["load"], costs["plain"], subject.size)
+    return [*rows, others.figure()], costs
 
 
 def timed(job: Callable[[], object]) -> Cost:

@@ -24,7 +24,7 @@ from core.machine.system import process_memory
 from core.params import num_parameters, param_specs
 from core.training.runlog import RunLog
 from core.training.schedule import step_hyper
-from tools.benchmarks.report import GB, Measured, median, percentile
+from tools.benchmarks.report import GB, Measured, OtherLoad, median, percentile
 
 LOG_EVERY = 10
 # The first steps compile, allocate, and fill the loader's queue.
@@ -85,12 +85,14 @@ def measure(config: RunConfig, num_steps: int) -> tuple[list[Measured], dict[str
     try:
         backend.load(initial_checkpoint(config, specs))
         info = backend.device_info()
+        others = OtherLoad()
         with tempfile.TemporaryDirectory(prefix="pippin-benchmark-") as folder:
             timings = _time(backend, config, num_steps, Path(folder))
     finally:
         backend.close()
     flops = flops_per_token(config.model, specs, config.data.seq_len)
     rows = figures(timings, flops, peak_flops(info.device, config.train.precision))
+    rows.append(others.figure())
     facts = {
         "backend": info.backend,
         "framework": info.framework,

@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 PROMPTS = (
-    "Mia had a red kite",
-    "Tom had a small green drum",
-    "Anna, a shy girl, had an old yellow hat",
+    "One day Mia had a red kite",
+    "Long ago Tom had a small green drum",
+    "Once Lucy, a shy girl, had an old yellow hat",
 )
 """Openings for live samples: a hero with a coloured thing, as the corpus opens."""

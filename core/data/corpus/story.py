@@ -7,8 +7,10 @@ longer corpus. Two per cent of the indices are validation documents.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from core.data.corpus.lexicon import load_lexicon
 from core.data.corpus.rng import stream_integer
 from core.data.corpus.templates import Beat, Script, Template, load_scripts
 from core.data.corpus.world import World
@@ -26,7 +28,7 @@ __all__ = [
     "summary",
 ]
 
-VERSION = "1"
+VERSION = "2"
 """Changes whenever any story changes; part of cache keys."""
 
 SPLITS = ("train", "val", "held_out")
@@ -80,6 +82,23 @@ class Summary:
     """Their drawn bits together."""
     entropy_bits_per_byte: float
     """Drawn bits per byte: the floor of any model's loss."""
+
+
+LEAD_INS = (
+    "Once ",
+    "Long ago ",
+    "One day ",
+    "Years ago ",
+    "Last spring ",
+    "Last summer ",
+    "Last autumn ",
+    "Last winter ",
+)
+"""Beginnings for a story whose first sentence would start with a name."""
+
+
+MAX_WORDS = 18
+"""Words of the longest sentence: an opening that is nearly as long stays as it is."""
 
 
 def split_of(index: int) -> str:
@@ -137,6 +156,24 @@ def _new_world(index: int, seed: int, held_out: bool) -> World:
     return World(stream_integer(seed, index, salt), held_out=held_out)
 
 
+@lru_cache(maxsize=1)
+def _names() -> frozenset[str]:
+    lexicon = load_lexicon()
+    return frozenset(lexicon.girls + lexicon.boys)
+
+
+def _lead_in(world: World, opening: str) -> str:
+    """A beginning for an opening that would start with a name.
+
+    Tokenizers write a word at the very start of a text otherwise than after a space, so a name's first
+    mention would share no token with the others.
+    """
+    words = opening.partition(".")[0].split()
+    if words[0].strip(",") not in _names() or len(words) > MAX_WORDS - 2:
+        return ""
+    return LEAD_INS[world.draw(len(LEAD_INS))]
+
+
 def _finish(world: World, text: str, index: int, seed: int) -> Story:
     return Story(
         text=text,
@@ -161,8 +198,11 @@ def story(index: int, seed: int, *, held_out: bool = False) -> Story:
         The story.
     """
     world = _new_world(index, seed, held_out)
-    text = " ".join([t.fast.format_map(world) for t in _choose_templates(world)])
-    return _finish(world, text, index, seed)
+    parts: list[str] = []
+    for template in _choose_templates(world):
+        part = template.fast.format_map(world)
+        parts.append(part if parts else _lead_in(world, part) + part)
+    return _finish(world, " ".join(parts), index, seed)
 
 
 def story_with_marks(
@@ -182,8 +222,8 @@ def story_with_marks(
     parts: list[str] = []
     marks: list[Mark] = []
     offset = 0
-    for template in _choose_templates(world):
-        if parts:
+    for number, template in enumerate(_choose_templates(world)):
+        if number:
             parts.append(" ")
             offset += 1
         for literal, key, skill in template.pieces:
@@ -195,6 +235,10 @@ def story_with_marks(
                     marks.append(Mark(offset, skill, key, value))
                 parts.append(value)
                 offset += len(value)
+        if number == 0 and (lead := _lead_in(world, "".join(parts))):
+            parts.insert(0, lead)
+            offset += len(lead)
+            marks = [replace(mark, offset=mark.offset + len(lead)) for mark in marks]
     return _finish(world, "".join(parts), index, seed), tuple(marks), world
 
 

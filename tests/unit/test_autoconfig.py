@@ -1,0 +1,138 @@
+"""Automatic values: sized by memory and a measured speed, each with a reason, and never over a user's.
+
+Run: python -m pytest tests/unit/test_autoconfig.py
+"""
+
+import pytest
+
+from core.config.load import build, load
+from core.machine.autoconfig import (
+    LADDER,
+    MAX_EPOCHS,
+    STEP_SHARE,
+    TOKENS_PER_PARAMETER,
+    DataFacts,
+    DeviceFacts,
+    resolve_auto,
+    resolve_early,
+)
+from core.machine.memory import predict_training_memory
+from core.machine.speed import flops_per_token, measure_tokens_per_s, peak_flops
+from core.params import num_parameters, param_specs
+from tests.helpers import tiny_config
+
+DATA = DataFacts(vocab_size=2048, train_tokens=10**9, name="x", is_stories=True)
+
+
+def device(gigabytes=16.0, **kwargs):
+    facts = {"backend": "cpu", "reason": "", "is_gpu": False, "native_bf16": False}
+    return DeviceFacts(**{**facts, **kwargs}, budget_bytes=int(gigabytes * 1e9))
+
+
+def resolved(flops_per_s, *, overrides=(), gigabytes=16.0, data=DATA, **kwargs):
+    """The resolved configuration on a machine of this many FLOP/s, and its speed."""
+    draft = load(config="quickstart", overrides=list(overrides))
+    facts = device(gigabytes, **kwargs)
+    resolve_early(draft, facts)
+    draft.resolve("data.tokenizer", "bpe", "")
+
+    def measure(config):
+        return flops_per_s / flops_per_token(
+            config.model, param_specs(config.model), config.data.seq_len
+        )
+
+    speed = resolve_auto(draft, data, facts, measure)
+    draft.resolve("train.save_dir", "x", "")
+    return build(draft), speed, draft
+
+
+@pytest.mark.parametrize("flops", [1e9, 3e10, 9e10, 1e12, 1e13, 1e15])
+def test_the_size_sees_ten_tokens_per_parameter_in_the_time_and_the_next_one_would_not(flops):
+    config, speed, _ = resolved(flops)
+    rung = LADDER.index((config.model.d_model, config.model.n_layers))
+    size = num_parameters(param_specs(config.model))
+    seconds = 300 * STEP_SHARE
+    if rung > 0:
+        assert speed * seconds >= TOKENS_PER_PARAMETER * size
+    if rung + 1 < len(LADDER):
+        width, layers = LADDER[rung + 1]
+        larger, faster, _ = resolved(
+            flops, overrides=[f"model.d_model={width}", f"model.n_layers={layers}"]
+        )
+        bigger = num_parameters(param_specs(larger.model))
+        assert faster * seconds < TOKENS_PER_PARAMETER * bigger
+
+
+def test_two_slow_cores_get_a_model_of_one_to_two_million_parameters():
+    for vocab_size in (2048, 4096):
+        config, _, _ = resolved(8.5e10, data=DataFacts(vocab_size, 10**9, "x", True))
+        assert 1e6 < num_parameters(param_specs(config.model)) < 2e6
+
+
+def test_memory_holds_the_size_down():
+    rich, _, _ = resolved(1e15, gigabytes=64)
+    poor, _, _ = resolved(1e15, gigabytes=3)
+    assert poor.model.d_model < rich.model.d_model
+    assert predict_training_memory(poor, param_specs(poor.model)).total <= 0.8 * 3e9
+
+
+def test_what_the_user_set_is_never_touched():
+    overrides = ["model.d_model=96", "train.total_steps=33", "train.lr_embed=0.5"]
+    config, _, draft = resolved(1e12, overrides=overrides)
+    assert (config.model.d_model, config.train.total_steps, config.train.lr_embed) == (96, 33, 0.5)
+    assert draft.sources["model.d_model"].kind == "flag"
+    assert draft.sources["model.n_heads"].kind == "auto" and draft.sources["model.n_heads"].reason
+
+
+def test_a_small_text_is_not_read_a_hundred_times():
+    small = DataFacts(vocab_size=300, train_tokens=20_000, name="x", is_stories=False)
+    config, _, _ = resolved(1e12, data=small)
+    step = config.train.micro_batch_size * config.data.seq_len
+    assert config.train.total_steps <= max(MAX_EPOCHS * 20_000 // step, 20)
+
+
+def test_precision_and_compilation_follow_the_device():
+    assert resolved(1e11)[0].train.precision == "float32"
+    mac = resolved(1e12, backend="mlx", is_gpu=True, native_bf16=True)[0].train
+    assert (mac.precision, mac.compile, mac.ns_dtype) == ("bfloat16", True, "float32")
+
+
+def test_flops_against_a_count_by_hand():
+    config = tiny_config(
+        model__vocab_size=100,
+        model__d_model=8,
+        model__n_layers=1,
+        model__n_heads=2,
+        model__n_kv_heads=1,
+        model__head_dim=4,
+        model__d_ff=16,
+        model__tie_embeddings=True,
+    )
+    specs = param_specs(config.model)
+    matrices = 8 * 8 + 2 * 4 * 8 + 8 * 8 + 3 * 8 * 16 + 100 * 8
+    assert flops_per_token(config.model, specs, 32) == 6 * matrices + 12 * 1 * 2 * 4 * 32
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("Apple M4 Max", 13.8e12), ("Apple M4", 2.98e12), ("Apple M4 Pro", None), ("Pentium", None)],
+)
+def test_peak_rates_are_not_those_of_a_sibling(name, known):
+    assert peak_flops(name, "float32") == known
+
+
+def test_speed_counts_tokens_over_time_and_leaves_the_first_step_out():
+    config = tiny_config()
+    now = [0.0]
+
+    class Slow:
+        def train_step(self, micro, hyper):
+            now[0] += 0.5
+            return {"loss": 1.0}
+
+        def synchronize(self):
+            pass
+
+    speed = measure_tokens_per_s(Slow(), config, seconds=2.0, clock=lambda: now[0])  # type: ignore[arg-type]
+    step = config.train.micro_batch_size * config.train.grad_accum_steps * config.data.seq_len
+    assert speed == pytest.approx(step / 0.5)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from core.config.load import Draft, build
+from core.config.load import Draft, Source, build
 from core.config.schema import RunConfig
 from core.machine.memory import predict_training_memory
 from core.machine.speed import flops_per_token
@@ -18,13 +18,14 @@ TOKENS_PER_PARAMETER = 10
 # Width and depth of the sizes that are tried, smallest first.
 # A model below the first one writes no stories, however many it reads: slower machines train it too.
 LADDER = ((128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12), (1024, 16))
+STORY_VOCAB_SIZE = 4096
 # Share of the time that goes to steps; the rest is validation, samples and saving (docs/LOG.md).
 STEP_SHARE = 0.93
 # Passes over a text after which a small model only memorises it.
 MAX_EPOCHS = 20
 # Rates of the groups as multiples of train.lr, measured (docs/LOG.md 2026-11-21).
 RATE_MULTIPLIERS = {
-    "untied": {"matrix": 4.0, "embed": 50.0, "head": 5.0, "vector": 5.0},
+    "untied": {"matrix": 4.0, "embed": 100.0, "head": 5.0, "vector": 5.0},
     "tied": {"matrix": 4.0, "embed": 2.0, "head": 2.0, "vector": 2.0},
 }
 
@@ -56,6 +57,9 @@ def resolve_early(draft: Draft, device: DeviceFacts) -> None:
     limit = None if draft.is_auto("model.max_seq_len") else draft.values["model.max_seq_len"]
     draft.resolve("data.seq_len", min(256, limit or 256), "long enough for a short story")
     draft.resolve("model.max_seq_len", draft.values["data.seq_len"], "as data.seq_len")
+    if draft.values["data.input_file"] is None and draft.values["data.tokenizer"] in ("auto", "bpe"):
+        why = "a token for nearly every word of the stories"
+        draft.resolve("model.vocab_size", STORY_VOCAB_SIZE, why)
     minutes = float(draft.values["train.minutes"])
     if draft.is_auto("data.corpus_bytes"):
         per_minute = 16_000_000 if device.is_gpu else 4_000_000
@@ -94,7 +98,8 @@ def resolve_auto(
 
 def _resolve_plain(draft: Draft, data: DataFacts, device: DeviceFacts) -> None:
     resolve, values = draft.resolve, draft.values
-    resolve("model.vocab_size", data.vocab_size, "the tokenizer's")
+    if draft.is_auto("model.vocab_size") or draft.sources["model.vocab_size"].kind == "auto":
+        draft.set("model.vocab_size", data.vocab_size, Source("auto", reason="the tokenizer's"))
     tied = bool(values["model.tie_embeddings"])
     resolve("model.embed_init_std", 0.02 if tied else 1.0, "tied" if tied else "untied")
     resolve("model.zero_init_outputs", not tied, "tied" if tied else "untied")

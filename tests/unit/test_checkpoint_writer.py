@@ -36,8 +36,14 @@ def test_large_tensors_by_independent_readers(
 ) -> None:
     """zipfile compares the CRCs, hashlib the meta's checksums."""
     flushed: list[int] = []
+    real = writer.early_flush
+
+    def watched(fd: int, num_bytes: int) -> None:
+        flushed.append(os.fstat(fd).st_size)
+        real(fd, num_bytes)
+
     monkeypatch.setattr(writer, "_FLUSH_BYTES", 1 << 16)
-    monkeypatch.setattr(writer, "_early_flush", lambda fd: flushed.append(os.fstat(fd).st_size))
+    monkeypatch.setattr(writer, "early_flush", watched)
     path = WRITE[suffix](tmp_path / f"x{suffix}", tiny_meta(), tensors())
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
@@ -72,12 +78,12 @@ def test_a_failed_early_flush_fails_the_save(
 ) -> None:
     """The system reports lost data to one flush alone; a later one would succeed."""
 
-    def fail(fd: int) -> None:
+    def fail(fd: int, num_bytes: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     some = list(tensors())[-first_tensors - 1 :]
     monkeypatch.setattr(writer, "_FLUSH_BYTES", 1)
-    monkeypatch.setattr(writer, "_early_flush", fail)
+    monkeypatch.setattr(writer, "early_flush", fail)
     with pytest.raises(PippinError, match=r"P307.*errno 5") as error:
         WRITE[".npz"](tmp_path / "x.npz", tiny_meta(), some)
     assert error.value.code == "P307" and not list(tmp_path.iterdir())

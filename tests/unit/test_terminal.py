@@ -4,6 +4,7 @@ Run: python -m pytest tests/unit/test_terminal.py
 """
 
 import io
+import itertools
 import math
 import time
 
@@ -56,7 +57,7 @@ def test_a_run_is_about_45_rows_whatever_its_length(total):
 def test_samples_are_log_spaced_and_include_the_end():
     steps = sorted(sample_steps(1000, 8))
     assert len(steps) == 8 and steps[0] == 20 and steps[-1] == 1000
-    ratios = [b / a for a, b in zip(steps, steps[1:])]
+    ratios = [b / a for a, b in itertools.pairwise(steps)]
     assert max(ratios) / min(ratios) < 1.1
     assert sample_steps(1000, 0) == set() and sample_steps(5, 1) == {5}
 

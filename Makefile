@@ -2,7 +2,9 @@
 PY = .venv/bin/python
 ARGS =
 
-.PHONY: run test test-slow check format clean
+FILE =
+
+.PHONY: run test test-slow quality check format clean
 
 run:
 	@./setup.sh
@@ -16,6 +18,11 @@ test:
 test-slow:
 	@./setup.sh dev
 	$(PY) -m pytest -m slow $(ARGS)
+
+# Validation loss on tinyshakespeare, on each backend: make quality FILE=tinyshakespeare.txt
+quality:
+	@./setup.sh dev
+	OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 PIPPIN_TINYSHAKESPEARE=$(FILE) $(PY) -m pytest -m quality -s tests/quality $(ARGS)
 
 check:
 	@./setup.sh dev

@@ -5,6 +5,7 @@ Importing this package imports no framework. `load(name)` does, once, when a run
 
 import importlib
 import importlib.util
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
@@ -29,6 +30,10 @@ SUFFIX = {"mlx": ".npz", "mps": ".pt", "cuda": ".pt", "cpu": ".pt"}
 MIN_TORCH = (2, 11)
 MIN_TORCH_MPS = (2, 12)
 MIN_MLX = (0, 32, 2)
+# Device files of the driver, also below Windows; without one there is no need to import torch.
+NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+# Short spins at OpenMP's barriers: beside other busy programs a step takes half as long (docs/LOG.md).
+SPIN_COUNT = "10000"
 MLX_LINUX_BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 
 
@@ -153,6 +158,9 @@ def _check_torch(name: str) -> Availability:
         return Availability(
             name, False, f"needs torch >= 2.12 on MPS, found {version}", "pip install -U torch"
         )
+    if name == "cuda" and sys.platform == "linux" and not any(map(os.path.exists, NVIDIA_DEVICES)):
+        return Availability(name, False, "no NVIDIA device is here", "--backend cpu")
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     torch = importlib.import_module("torch")
     present = torch.backends.mps.is_available() if name == "mps" else torch.cuda.is_available()
     if not present:

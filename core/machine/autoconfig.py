@@ -57,7 +57,10 @@ def resolve_early(draft: Draft, device: DeviceFacts) -> None:
     limit = None if draft.is_auto("model.max_seq_len") else draft.values["model.max_seq_len"]
     draft.resolve("data.seq_len", min(256, limit or 256), "long enough for a short story")
     draft.resolve("model.max_seq_len", draft.values["data.seq_len"], "as data.seq_len")
-    if draft.values["data.input_file"] is None and draft.values["data.tokenizer"] in ("auto", "bpe"):
+    if draft.values["data.input_file"] is None and draft.values["data.tokenizer"] in (
+        "auto",
+        "bpe",
+    ):
         why = "a token for nearly every word of the stories"
         draft.resolve("model.vocab_size", STORY_VOCAB_SIZE, why)
     minutes = float(draft.values["train.minutes"])

@@ -21,7 +21,8 @@ import backends
 from core import __version__
 from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
 from core.training.console import Console
-from core.training.session import Options, Session
+from core.training.options import Options
+from core.training.session import Session
 
 
 class Parser(argparse.ArgumentParser):

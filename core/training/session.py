@@ -6,14 +6,13 @@ everything that a run needs is checked before step 1.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
-from core.backend import Availability, Backend, Batch, CreateBackend
-from core.checkpoint import Checkpoint, Meta, initial_checkpoint
+from core.backend import Backend, Batch
+from core.checkpoint import Meta, initial_checkpoint
 from core.config.load import Draft, Source, build, from_resolved, load, nested
 from core.config.schema import RunConfig, key_names
 from core.data.loader import EvalBatches, TrainLoader
@@ -28,6 +27,7 @@ from core.training import format as fmt
 from core.training import preflight, resume, summary
 from core.training.console import Console
 from core.training.loop import Loop, Progressed, Run, not_finite_error
+from core.training.options import Backends, Options
 from core.training.runfolder import RunFolder, next_free_name, refuse_existing
 from core.training.runlog import RunLog, cut_after, open_tensorboard, write_json
 from core.training.samples import Sampler
@@ -35,58 +35,6 @@ from core.training.signals import StopSignals
 from core.training.textdata import TextData, text_data
 
 PROBE_SECONDS = 2.0
-
-
-class Backends(Protocol):
-    """What `backends` offers; passed in, because core imports no backend."""
-
-    def available(self) -> dict[str, Availability]:
-        """Every backend by name."""
-        ...
-
-    def load(self, name: str) -> CreateBackend:
-        """Import one and return its `create`."""
-        ...
-
-    def open_checkpoint(self, path: Path) -> Checkpoint:
-        """Open a file of either suffix."""
-        ...
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line of train.py."""
-
-    overrides: list[str] = field(default_factory=list)
-    config: str | None = None
-    input_file: str | None = None
-    backend: str | None = None
-    minutes: float | None = None
-    max_steps: int | None = None
-    save_dir: str | None = None
-    seed: int | None = None
-    micro_batch_size: int | None = None
-    resume: str | None = None
-    overwrite: bool = False
-    manual_config: bool = False
-    print_config: bool = False
-    dry_run: bool = False
-    force: bool = False
-    log: str = "spaced"
-    quiet: bool = False
-    json: bool = False
-
-    def flags(self) -> dict[str, Any]:
-        """First-class flags as dotted keys."""
-        pairs = {
-            "data.input_file": self.input_file,
-            "train.backend": self.backend,
-            "train.minutes": self.minutes,
-            "train.save_dir": self.save_dir,
-            "train.seed": self.seed,
-            "train.micro_batch_size": self.micro_batch_size,
-        }
-        return {name: value for name, value in pairs.items() if value is not None}
 
 
 class Session:

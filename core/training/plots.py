@@ -70,9 +70,9 @@ def loss_plot(
     return path
 
 
-def _smoothed(
-    points: Sequence[tuple[float, float]], beta: float = 0.9
-) -> list[tuple[float, float]]:
+def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """De-biased moving average over about a fiftieth of the points, so that it does not lag."""
+    beta = 1 - 1 / max(len(points) / 50, 1.25)
     total = weight = 0.0
     out = []
     for step, value in points:

@@ -86,10 +86,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_range(parser: _Parser, args: argparse.Namespace) -> None:
-    name, most = ("steps", MAX_STEPS) if args.command == "train" else ("repeats", MAX_REPEATS)
+    # Fewer steps would have no row to time.
+    steps = ("steps", training.LOG_EVERY, MAX_STEPS)
+    name, least, most = steps if args.command == "train" else ("repeats", 1, MAX_REPEATS)
     value = getattr(args, name)
-    if not 1 <= value <= most:
-        parser.error(f"--{name} is {value}; it must be 1 to {most:,}")
+    if not least <= value <= most:
+        parser.error(f"--{name} is {value}; it must be {least} to {most:,}")
 
 
 def parse_count(text: str) -> int:

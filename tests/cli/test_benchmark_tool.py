@@ -290,7 +290,7 @@ def test_it_runs_as_a_script_from_another_folder(tmp_path: Path) -> None:
         ([], "P012", "required"),
         (["train"], "P012", "--backend"),
         (["train", "--backend", "tpu"], "P012", "tpu"),
-        (["train", "--backend", "cpu", "--steps", "0"], "P012", "--steps is 0"),
+        (["train", "--backend", "cpu", "--steps", "9"], "P012", "--steps is 9"),
         (["train", "--backend", "cpu", "--step", "3"], "P012", "--step"),
         (["train", "--backend", "cpu", "model.d_mode=3"], "P010", "did you mean model.d_model"),
         (["save"], "P012", "required"),

@@ -49,6 +49,11 @@ def straight(here, backend, *more):
     return args, here / "checkpoints" / "straight"
 
 
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_stopped_and_resumed_equals_uninterrupted(here, backend):
     args, whole = straight(here, backend)
@@ -62,7 +67,12 @@ def test_stopped_and_resumed_equals_uninterrupted(here, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_killed_and_resumed_equals_uninterrupted(here, backend):
-    args, whole = straight(here, backend, "train.total_steps=60", "train.ckpt_interval=10")
+    """Each part in a process of its own, as a user runs it: with the same BLAS under MLX."""
+    text = write_text(here)
+    lengths = ("train.total_steps=60", "train.ckpt_interval=10")
+    args = ("--input_file", text, "--backend", backend, *SETTINGS, *lengths)
+    whole = here / "checkpoints" / "straight"
+    finish(train_process(*args, "--save-dir", whole, cwd=here))
     process = train_process(*args, "--save-dir", "checkpoints/killed", cwd=here)
     killed = here / "checkpoints" / "killed"
     deadline = time.monotonic() + 90
@@ -73,7 +83,7 @@ def test_killed_and_resumed_equals_uninterrupted(here, backend):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    assert train_here("--resume", killed) == 0
+    finish(train_process("--resume", killed, cwd=here))
     assert losses(killed) == losses(whole)
     assert [r["step"] for r in rows(killed)] == list(range(1, 61))
     name = f"step_000060{SUFFIX[backend]}"

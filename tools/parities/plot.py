@@ -62,7 +62,8 @@ def _curves(
     """Loss over steps. The curves coincide, so they differ in width and are named by a legend."""
     for i, (name, values) in enumerate(losses.items()):
         steps = np.arange(1, len(values) + 1)
-        style: dict[str, Any] = {"linewidth": 1.6, "marker": "."}
+        dashes = ("-", "--", ":")[(i - 1) % 3]
+        style: dict[str, Any] = {"linewidth": 1.6, "marker": ".", "linestyle": dashes}
         every = max(len(values) // 25, 1)
         if i == 0:
             style = {"linewidth": 7, "alpha": 0.35, "solid_capstyle": "round"}

@@ -99,6 +99,7 @@ def load(name: str) -> CreateBackend:
             remedy=state.remedy,
             kept="nothing was started.",
         )
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         return cast(CreateBackend, importlib.import_module(MODULES[name]).create)
     except (ImportError, OSError) as error:

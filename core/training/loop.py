@@ -156,15 +156,16 @@ class Loop:
                     self._step_seconds += now - mark
                     self._timed_tokens += batch.tokens
                 self._phase_seconds["steps"] = self._phase_seconds.get("steps", 0.0) + now - mark
-                if not self._finite(metrics, step):
+                # A signal that comes later than here stops the next step, which then saves.
+                received = r.signals.received
+                stop = received is not None or step >= r.stop_step
+                if not self._finite(metrics, step, stop=stop):
                     reason = "not finite"
                     break
-                stop = r.signals.received is not None or step >= r.stop_step
                 self._events(metrics, step, stop=stop)
                 mark = time.monotonic()
-                if r.signals.received is not None:
-                    interrupted = r.signals.received == signal.SIGINT
-                    reason = "interrupted" if interrupted else "terminated"
+                if received is not None:
+                    reason = "interrupted" if received == signal.SIGINT else "terminated"
                     break
         if reason == "done" and r.state.step < r.config.train.total_steps:
             reason = "stopped"
@@ -201,12 +202,12 @@ class Loop:
         self._tokens += batch.tokens
         return metrics
 
-    def _finite(self, metrics: Mapping[str, Lazy], step: int) -> bool:
+    def _finite(self, metrics: Mapping[str, Lazy], step: int, *, stop: bool) -> bool:
         """Read the counters when it is time; False ends the run."""
         r = self.r
         train = r.config.train
         due = step % CHECK_EVERY == 0 or self._logs(step) or self._saves(step)
-        if not due and step < r.stop_step:
+        if not due and not stop:
             return True
         total = int(float(metrics["skipped_total"]))
         self._skipped = total

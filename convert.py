@@ -13,24 +13,19 @@ if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
 import argparse
 import difflib
 import shlex
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends import checkpoint_format
 from core.checkpoint import Checkpoint, is_parameter, meta_summary, newest_valid
-from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
+from core.cli import guarded, make_parser
+from core.errors import PippinError
 from core.paths import is_safe_name
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise PippinError("P012", f"{message}.", remedy="python convert.py --help")
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -39,9 +34,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         PippinError: P012 for a wrong command line.
     """
-    parser = _Parser(
-        prog="convert.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
-    )
+    parser = make_parser("convert.py", __doc__)
     add = parser.add_argument
     add("src", metavar="SRC", help="a checkpoint, a run folder or a run's name (its newest one)")
     add("dst", metavar="DST", type=Path, help="the new file, .npz or .pt")
@@ -169,7 +162,8 @@ def _report(src: Path, dst: Path, written: Checkpoint, gap: float) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit code."""
     args = sys.argv[1:] if argv is None else list(argv)
-    try:
+
+    def run() -> int:
         options = parse_args(args)
         checkpoint_format(options.dst.suffix)
         src, skipped = find_source(options.src)
@@ -180,25 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print("\n".join(lines))
         return 0
-    except PippinError as error:
-        if "--debug" in args:
-            traceback.print_exc()
-        print(error.render(), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\naborted; nothing was written.", file=sys.stderr)
-        return EXIT_SIGINT
-    except Exception as error:
-        if "--debug" in args:
-            traceback.print_exc()
-        fault = PippinError(
-            "P001",
-            f"internal fault: {type(error).__name__}: {error}",
-            remedy="run it again with --debug and report the text",
-            exit_code=EXIT_FAULT,
-        )
-        print(fault.render(), file=sys.stderr)
-        return EXIT_FAULT
+
+    return guarded(run, debug="--debug" in args, aborted="aborted; nothing was written.")
 
 
 if __name__ == "__main__":

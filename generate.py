@@ -10,14 +10,12 @@ if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
     sys.exit("P502 Pippin needs Python 3.10 or newer.\n  try: brew install python@3.12")
 
 import argparse
-import os
-import traceback
 from pathlib import Path
-from typing import NoReturn
 
 import backends
 from core.checkpoint import Checkpoint
-from core.errors import EXIT_SIGINT, PippinError
+from core.cli import guarded, make_parser
+from core.errors import PippinError
 from core.inference.model import Model, checkpoint_candidates, load_model
 from core.inference.sampling import Sampling
 from core.inference.terminal import Request, write_texts
@@ -32,9 +30,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     Raises:
         PippinError: P012 for what is not understood.
     """
-    parser = _Parser(
-        prog="generate.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
-    )
+    parser = make_parser("generate.py", __doc__)
     add = parser.add_argument
     add(
         "model", nargs="?", metavar="RUN|CHECKPOINT", help="run name, run folder or checkpoint file"
@@ -54,7 +50,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="one JSON object a line on stdout")
     add("--quiet", action="store_true", help="the text only")
     add("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args([_dashes(a) for a in argv])
+    args = parser.parse_args(argv)
     given = [v for v in (args.model, args.model_name, args.checkpoint) if v is not None]
     if len(given) > 1:
         raise PippinError("P012", f"{len(given)} models were given; one is needed.", choices=given)
@@ -62,17 +58,6 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         raise PippinError("P601", f"num_samples is {args.num_samples}; it must be 1 or more.")
     args.model = given[0] if given else None
     return args
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise PippinError("P012", f"{message}.", remedy="python generate.py --help   (all flags)")
-
-
-def _dashes(arg: str) -> str:
-    name, equals, value = arg.partition("=")
-    is_flag = name.startswith("--") and name[2:].replace("_", "").replace("-", "").isalnum()
-    return name.replace("_", "-") + equals + value if is_flag else arg
 
 
 def open_model(args: argparse.Namespace) -> Model:
@@ -129,20 +114,9 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code."""
     args = sys.argv[1:] if argv is None else argv
-    try:
-        for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 shows a ? instead
-            getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
-        return run(parse_args(args))
-    except PippinError as error:
-        if "--debug" in args:
-            traceback.print_exc()
-        print(error.render(), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_SIGINT
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 shows a ? instead
+        getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
+    return guarded(lambda: run(parse_args(args)), debug="--debug" in args)
 
 
 if __name__ == "__main__":

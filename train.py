@@ -12,25 +12,14 @@ if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
         "or   curl -LsSf https://astral.sh/uv/install.sh | sh".format(*sys.version_info[:2])
     )
 
-import argparse
-import traceback
-from pathlib import Path
-from typing import NoReturn
 
 import backends
 from core import __version__
-from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
+from core.cli import guarded, make_parser
+from core.errors import PippinError
 from core.training.console import Console
 from core.training.options import Options
 from core.training.session import Session
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with our form of errors."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise P012 instead of printing the usage."""
-        raise PippinError("P012", f"{message}.", remedy="python train.py --help   (all flags)")
 
 
 def parse_args(argv: list[str]) -> tuple[Options, bool]:
@@ -39,9 +28,7 @@ def parse_args(argv: list[str]) -> tuple[Options, bool]:
     Raises:
         PippinError: P012 for an unknown flag.
     """
-    parser = Parser(
-        prog="train.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
-    )
+    parser = make_parser("train.py", __doc__)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="section.key=value", help="set any key")
     add("--config", metavar="NAME|PATH", help="a preset of configs/ or a file")
@@ -62,7 +49,7 @@ def parse_args(argv: list[str]) -> tuple[Options, bool]:
     add("--quiet", action="store_true", help="warnings and the summary only")
     add("--json", action="store_true", help="JSON lines on stdout, text on stderr")
     add("--debug", action="store_true", help="show tracebacks")
-    args, rest = parser.parse_known_args([_dashes(a, parser) for a in argv])
+    args, rest = parser.parse_known_args(argv)
     args.overrides += [a for a in rest if not a.startswith("-")]
     unknown = [a for a in rest if a.startswith("-")]
     if unknown:
@@ -73,50 +60,21 @@ def parse_args(argv: list[str]) -> tuple[Options, bool]:
     return Options(**fields), args.debug
 
 
-def _dashes(arg: str, parser: argparse.ArgumentParser) -> str:
-    """A flag in the spelling the parser knows: dashes and underscores are the same."""
-    if not arg.startswith("--"):
-        return arg
-    name, equals, value = arg.partition("=")
-    for known in (o for action in parser._actions for o in action.option_strings):
-        if known.replace("_", "-") == name.replace("_", "-"):
-            return known + equals + value
-    return arg
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code."""
     args = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in args
-    try:
-        options, debug = parse_args(args)
+
+    def run() -> int:
+        options, _ = parse_args(args)
         console = Console(
             quiet=options.quiet, as_json=options.json, every_row=options.log == "every"
         )
         if not options.print_config:
             console.banner(__version__)
         return Session(options, backends, console).run()
-    except PippinError as error:
-        if debug:
-            traceback.print_exc()
-        print(error.render(), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("\naborted; nothing was saved by this.", file=sys.stderr)
-        return EXIT_SIGINT
-    except Exception as error:
-        path = Path("pippin-error.log")
-        path.write_text(traceback.format_exc(), encoding="utf-8")
-        if debug:
-            traceback.print_exc()
-        fault = PippinError(
-            "P001",
-            f"internal fault: {type(error).__name__}: {error}",
-            remedy=f"report it with {path}",
-            exit_code=EXIT_FAULT,
-        )
-        print(fault.render(), file=sys.stderr)
-        return EXIT_FAULT
+
+    aborted = "aborted; nothing was saved by this."
+    return guarded(run, debug="--debug" in args, aborted=aborted)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,14 @@ if not __package__:
 import argparse
 import json
 import re
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 import backends
-from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
+from core.cli import Parser, guarded, make_parser
+from core.errors import PippinError
 from core.params import num_parameters, param_specs
 from tools.benchmarks import saving, training
 from tools.benchmarks.report import GB, Measured, as_object, show
@@ -42,20 +41,13 @@ _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 FORMAT_COPIES, BACKEND_COPIES = 1.3, 2.6
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise PippinError("P012", f"{message}.", remedy="python tools/benchmark.py --help")
-
-
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments; flags take no abbreviations.
 
     Raises:
         PippinError: P012 for a wrong command line.
     """
-    parser = _Parser(
-        prog="benchmark.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
-    )
+    parser = make_parser("tools/benchmark.py", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="train|save|load")
     train = commands.add_parser("train", allow_abbrev=False, help="speed, data, logging, memory")
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="set any key")
@@ -85,7 +77,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _check_range(parser: _Parser, args: argparse.Namespace) -> None:
+def _check_range(parser: Parser, args: argparse.Namespace) -> None:
     # Fewer steps would have no row to time.
     steps = ("steps", training.LOG_EVERY, MAX_STEPS)
     name, least, most = steps if args.command == "train" else ("repeats", 1, MAX_REPEATS)
@@ -163,25 +155,14 @@ def _report(
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
-    try:
+
+    def run() -> int:
         args = parse_args(given)
         console = Console(stderr=args.json)
         rows = (run_train if args.command == "train" else run_checkpoint)(args, console)
         return 0 if all(row.ok for row in rows) else EXIT_MISSED
-    except PippinError as error:
-        if "--debug" in given:
-            traceback.print_exc()
-        print(error.render(), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_SIGINT
-    except Exception as error:
-        if "--debug" in given:
-            traceback.print_exc()
-        what = f"internal fault: {type(error).__name__}: {error}"
-        remedy = "run it again with --debug and report the text"
-        print(PippinError("P001", what, remedy=remedy).render(), file=sys.stderr)
-        return EXIT_FAULT
+
+    return guarded(run, debug="--debug" in given)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import sys
 if not __package__:
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
-import argparse
 import json
 import time
 
@@ -23,7 +22,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from core.errors import EXIT_SIGINT, PippinError
+from core.cli import guarded, make_parser
+from core.errors import PippinError
 from core.training.runfolder import RUNS_DIR, find_run
 from core.training.watch import Snapshot, Watch, as_object, newest_run
 
@@ -192,25 +192,23 @@ def watch(watcher: Watch, interval: float, *, as_json: bool, count: int | None) 
 
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="memory_monitor.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
-    )
-    parser.add_argument("run", nargs="?", help="run name or folder (the newest)")
-    parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds (2)")
-    parser.add_argument("--once", action="store_true", help="look once")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    args = parser.parse_args(argv)
-    try:
+    given = sys.argv[1:] if argv is None else argv
+
+    def run() -> int:
+        parser = make_parser("tools/memory_monitor.py", __doc__)
+        parser.add_argument("run", nargs="?", help="run name or folder (the newest)")
+        parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds (2)")
+        parser.add_argument("--once", action="store_true", help="look once")
+        parser.add_argument("--json", action="store_true", help="one JSON object a line")
+        parser.add_argument("--debug", action="store_true", help="show tracebacks")
+        args = parser.parse_args(given)
         if not 0.1 <= args.interval <= 3600:
             raise PippinError("P012", f"--interval is {args.interval}; it must be 0.1 to 3600 s.")
         watcher = Watch(newest_run(RUNS_DIR) if args.run is None else find_run(args.run))
         watch(watcher, args.interval, as_json=args.json, count=1 if args.once else None)
-    except PippinError as error:
-        print(error.render(), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_SIGINT
-    return 0
+        return 0
+
+    return guarded(run, debug="--debug" in given)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,17 @@ import json
 import math
 import subprocess
 import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import backends
-from core.errors import EXIT_FAULT, EXIT_SIGINT, EXIT_USER, PippinError
+from core.cli import guarded, make_parser
+from core.errors import EXIT_FAULT, EXIT_USER, PippinError
 from core.params import num_parameters, param_specs
 from tools.parities.compare import (
     Check,
@@ -50,20 +50,13 @@ MIN_STEPS, MAX_STEPS = 2, 10_000
 EXIT_BEYOND = 1
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise PippinError("P012", f"{message}.", remedy="python tools/parity.py --help")
-
-
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments; flags take dashes or underscores and no abbreviations.
 
     Raises:
         PippinError: P012 for a wrong command line.
     """
-    parser = _Parser(
-        prog="parity.py", allow_abbrev=False, description=(__doc__ or "").split("\n\n")[0]
-    )
+    parser = make_parser("tools/parity.py", __doc__)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="section.key=value", help="set any key")
     add("--config", metavar="NAME|PATH", help="a preset or file; what is auto is filled in small")
@@ -313,27 +306,16 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
-    try:
+
+    def run_or_work() -> int:
         args = parse_args(given)
         if args.worker:
             tasks = args.tasks.split(",")
             run_worker(Path(args.folder), args.worker, tasks, fault=args.inject_fault)
             return 0
         return run(args)
-    except PippinError as error:
-        if "--debug" in given:
-            traceback.print_exc()
-        print(error.render(), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_SIGINT
-    except Exception as error:
-        if "--debug" in given:
-            traceback.print_exc()
-        what = f"internal fault: {type(error).__name__}: {error}"
-        remedy = "run it again with --debug and report the text"
-        print(PippinError("P001", what, remedy=remedy).render(), file=sys.stderr)
-        return EXIT_FAULT
+
+    return guarded(run_or_work, debug="--debug" in given)
 
 
 if __name__ == "__main__":

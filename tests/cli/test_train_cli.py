@@ -13,6 +13,7 @@ import pytest
 
 import train
 from core.paths import PROJECT_ROOT
+from core.training.loop import Loop
 from tests.cli.runs import TINY, rows, train_here, train_process, write_text
 
 
@@ -201,3 +202,29 @@ def test_old_pythons_are_told_so():
     assert done.returncode == 1 and "needs Python" in done.stderr
     compile(source, "train.py", "exec", dont_inherit=True)
     assert train.main is not None
+
+
+@pytest.mark.parametrize("during", ["_evaluate", "_save"])
+def test_a_signal_during_validation_or_saving_is_saved_by_the_next_step(
+    here, capsys, monkeypatch, during
+):
+    real = getattr(Loop, during)
+
+    def signalled(self, step):
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        real(self, step)
+
+    monkeypatch.setattr(Loop, during, signalled)
+    text = write_text(here)
+    every = ("train.eval_interval=2", "train.ckpt_interval=4")
+    code = train_here("--input_file", text, "--backend", "cpu", "--max-steps", 12, *TINY, *every)
+    assert code == 143
+    run = here / "checkpoints" / "words-1"
+    assert max(run.glob("step_*.pt")).name == "step_000005.pt"
+    assert rows(run)[-1]["step"] == 5
+    assert "python train.py --resume checkpoints/words-1" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert train_here("--resume", "checkpoints/words-1") == 0
+    assert [r["step"] for r in rows(run)] == list(range(1, 13))

@@ -53,9 +53,9 @@ class Lexicon:
     boys: tuple[str, ...]
     """Boys' names, as many as girls'."""
     things: tuple[Thing, ...]
-    """Every kind of thing."""
+    """Every kind of thing, commonest first."""
     rows: Mapping[str, tuple[tuple[str, ...], ...]]
-    """Facts by section: tuples of fields (one field for plain lists)."""
+    """Facts by section, commonest first: tuples of fields (one field for plain lists)."""
 
     def things_tagged(self, tag: str) -> tuple[Thing, ...]:
         """List the things with a tag, in file order.
@@ -94,7 +94,7 @@ def _sections(path: Path) -> dict[str, list[str]]:
 
 def _parse_things(path: Path) -> tuple[Thing, ...]:
     palettes: dict[str, list[str]] = {}
-    things: list[Thing] = []
+    things: list[tuple[int, Thing]] = []
     for line in path.read_text(encoding="ascii").splitlines():
         if line.startswith("="):
             name, *colours = line[1:].split()
@@ -102,14 +102,15 @@ def _parse_things(path: Path) -> tuple[Thing, ...]:
             continue
         tags, palette, attributes, nouns = (field.split() for field in line.split("|"))
         colours = palettes[palette[0]]
-        for noun in nouns:
+        for rank, noun in enumerate(nouns):
             start = sum(ord(c) * (i + 1) for i, c in enumerate(noun))
             stride = 1 if len(colours) % 5 == 0 else 5
             chosen = tuple(
                 colours[(start + i * stride) % len(colours)] for i in range(COLOURS_PER_THING)
             )
-            things.append(Thing(noun, frozenset(tags), chosen, tuple(attributes)))
-    return tuple(things)
+            things.append((rank, Thing(noun, frozenset(tags), chosen, tuple(attributes))))
+    # The first of every line are the common ones.
+    return tuple(thing for _, thing in sorted(things, key=lambda pair: pair[0]))
 
 
 @lru_cache(maxsize=1)

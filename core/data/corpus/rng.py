@@ -12,8 +12,9 @@ Every draw adds its -log2 p to a counter in millionths of a bit.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
-__all__ = ["MICRO_BITS", "WIDTH", "mix64", "stream_integer"]
+__all__ = ["MICRO_BITS", "WIDTH", "mix64", "rank_weights", "stream_integer"]
 
 WIDTH = 384
 """Width of a story's stream integer in bits."""
@@ -26,6 +27,29 @@ MICRO_BITS: tuple[int, ...] = (
     *(round(math.log2(n) * 1_000_000) for n in range(1, MAX_CHOICES + 1)),
 )
 """``MICRO_BITS[n]``: log2(n) in millionths of a bit (entry 0 is unused)."""
+
+_COMMONEST = 240
+
+
+@lru_cache(maxsize=1024)
+def rank_weights(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Weigh a list's entries by 1 / rank, as words of a language are (Zipf 1935), in integers.
+
+    A few common names teach a model to look back for names, long before the rare ones could
+    (docs/LOG.md 2026-11-21).
+
+    Args:
+        count: number of entries, at most 1,000.
+
+    Returns:
+        Each entry's weight, and the running sums from 0 to the total, which is at most 4,096.
+    """
+    weights = tuple(max(1, _COMMONEST // rank) for rank in range(1, count + 1))
+    sums = [0]
+    for weight in weights:
+        sums.append(sums[-1] + weight)
+    return weights, tuple(sums)
+
 
 _MASK64 = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15

@@ -13,11 +13,12 @@ probability of the thing that results.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from functools import lru_cache
 
 from core.data.corpus.lexicon import MATERIALS, NUMBER_WORDS, Thing, article, load_lexicon
-from core.data.corpus.rng import MICRO_BITS, WIDTH, mix64
+from core.data.corpus.rng import MICRO_BITS, WIDTH, mix64, rank_weights
 from core.data.corpus.templates import Script, load_scripts
 
 __all__ = ["PREFIXES", "World", "is_held_out"]
@@ -71,6 +72,9 @@ PREFIXES: Mapping[str, str] = {
     "na": "animaladj",
 }
 """Slot prefix to fact section; ``{n}`` is field 0 of the row, ``{n2}`` field 2."""
+
+_EVEN = frozenset({"pattern", "patterncolour"})
+"""Sections drawn evenly: one sentence of two such words would be worn out otherwise."""
 
 _FRESH = {"adv": "adv", "Time": "time"}
 _THING_PARTS = frozenset(letter + part for letter in "tuves" for part in "cs")
@@ -168,21 +172,39 @@ class World(dict[str, str]):
         self.micro_bits -= MICRO_BITS[weight if yes else total - weight]
         return yes
 
-    def draw_distinct(self, section: str, count: int) -> int:
-        """Draw an index not drawn before from a section, exactly uniform over the rest.
+    def draw_ranked(self, count: int) -> int:
+        """Draw an index with weight 1 / rank.
+
+        Args:
+            count: number of choices.
+
+        Returns:
+            An index in [0, count).
+        """
+        weights, sums = rank_weights(count)
+        index = bisect_right(sums, self.draw(sums[-1])) - 1
+        self.micro_bits -= MICRO_BITS[weights[index]]
+        return index
+
+    def draw_distinct(self, section: str, count: int, *, ranked: bool = True) -> int:
+        """Draw an index not drawn before from a section.
 
         Args:
             section: name that groups the draws.
             count: size of the section.
+            ranked: weigh by 1 / rank instead of evenly.
 
         Returns:
             An index in [0, count).
         """
         used = self.used.setdefault(section, [])
-        index = self.draw(count - len(used))
+        weights, sums = rank_weights(count) if ranked else ((1,) * count, range(count + 1))
+        value = self.draw(sums[-1] - sum(weights[index] for index in used))
         for other in sorted(used):
-            if index >= other:
-                index += 1
+            if value >= sums[other]:
+                value += weights[other]
+        index = bisect_right(sums, value) - 1
+        self.micro_bits -= MICRO_BITS[weights[index]]
         used.append(index)
         return index
 
@@ -223,12 +245,12 @@ class World(dict[str, str]):
 
     def _fresh(self, section: str) -> str:
         rows = load_lexicon().rows[section]
-        return rows[self.draw(len(rows))][0]
+        return rows[self.draw_ranked(len(rows))][0]
 
     def _draw_row(self, prefix: str) -> None:
         section = PREFIXES[prefix]
         rows = load_lexicon().rows[section]
-        row = rows[self.draw_distinct(section, len(rows))]
+        row = rows[self.draw_distinct(section, len(rows), ranked=section not in _EVEN)]
         adjectives = _ADJECTIVES.get(section)
         self[prefix] = f"{self._fresh(adjectives)} {row[0]}" if adjectives else row[0]
         for number in range(1, len(row)):
@@ -270,7 +292,7 @@ class World(dict[str, str]):
         else:
             names = [thing.noun for thing in self.things.values()]
             pool = tuple(thing for thing in pool if thing.noun not in names)
-            thing = pool[self.draw(len(pool))]
+            thing = pool[self.draw_ranked(len(pool))]
         self.things[letter] = thing
         self[letter] = thing.noun
 
@@ -278,13 +300,17 @@ class World(dict[str, str]):
         name = self["A"]
         number = self.plot.number if self.plot else 0
         size = len(pool)
-        index = self.draw(size)
+        index = drawn = self.draw_ranked(size)
         while is_held_out(name, index, number, size) != self.held_out:
             index = (index + 1) % size
-        cases = 1
-        while is_held_out(name, (index - cases) % size, number, size) != self.held_out:
-            cases += 1
-        self.micro_bits -= MICRO_BITS[cases]
+        # The things whose place this one took add to its probability.
+        weights, _ = rank_weights(size)
+        weight, before = weights[drawn], (index - 1) % size
+        total = weights[index]
+        while is_held_out(name, before, number, size) != self.held_out:
+            total += weights[before]
+            before = (before - 1) % size
+        self.micro_bits += MICRO_BITS[weight] - MICRO_BITS[total]
         return pool[index]
 
     def _draw_colour(self, letter: str) -> None:

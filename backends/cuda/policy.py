@@ -44,7 +44,12 @@ class CudaPolicy:
     def prepare_mask(self, mask: Tensor | None, length: int) -> Tensor | None:
         return mask
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def lookup(self, weight: Tensor, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, weight)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, from_start: bool
+    ) -> Tensor:
         causal = mask is None and q.shape[2] > 1
         # Without expanding, masked and float32 attention would fall back to the unfused kernel.
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])

@@ -54,14 +54,22 @@ class DevicePolicy(Protocol):
         """
         ...
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention in the dtype of `q`, softmax in float32.
+    def lookup(self, weight: Tensor, tokens: Tensor) -> Tensor:
+        """Rows of `weight` `[V, D]` at `tokens` `[B, T]`, with a gradient that never varies."""
+        ...
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, from_start: bool
+    ) -> Tensor:
+        """Attention in the dtype of `q`, scores and softmax in float32.
 
         Args:
             q: `[B, H, T, Dh]`.
             k: `[B, K, S, Dh]`, read by query head h at `h // (H / K)`.
             v: `[B, K, S, Dh]`.
             mask: Result of `prepare_mask`.
+            from_start: Whether query and key t are both of position t, in every row. Equal T and S
+                do not say so: a full cache may hold as many keys as there are new tokens.
 
         Returns:
             `[B, H, T, Dh]`.
@@ -95,6 +103,12 @@ def compile_static(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return compiled
 
 
+def has_native_bf16() -> bool:
+    """Whether oneDNN multiplies bfloat16 here; builds without it, as for macOS, lack the operator."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
+
+
 class CpuPolicy:
     """The CPU: fused attention, the number of threads left to torch, no memory counters."""
 
@@ -113,7 +127,12 @@ class CpuPolicy:
     def prepare_mask(self, mask: Tensor | None, length: int) -> Tensor | None:
         return mask
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def lookup(self, weight: Tensor, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, weight)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, from_start: bool
+    ) -> Tensor:
         causal = mask is None and q.shape[2] > 1
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
@@ -128,7 +147,7 @@ class CpuPolicy:
             framework=f"torch {torch.__version__}",
             device=f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})",
             budget_bytes=None,
-            native_bf16=bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+            native_bf16=has_native_bf16(),
         )
 
     def memory(self, *, reset_peak: bool) -> MemoryStats:

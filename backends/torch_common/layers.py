@@ -87,12 +87,57 @@ class Linear(nn.Module):
 class Embedding(nn.Module):
     """Rows of the master, `[V, D]`, cast to the compute dtype."""
 
-    def __init__(self, vocab_size: int, d_model: int) -> None:
+    def __init__(self, vocab_size: int, d_model: int, policy: DevicePolicy) -> None:
         super().__init__()
+        self.lookup = policy.lookup
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.embedding(tokens, self.weight).to(dtype)
+        return self.lookup(self.weight, tokens).to(dtype)
+
+
+class _LookupFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.num_rows = weight.shape[0]
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (tokens,) = ctx.saved_tensors
+        return scatter_rows(tokens, grad, ctx.num_rows), None
+
+
+def ordered_lookup(weight: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of `weight`, for devices whose own gradient of a lookup adds in an order that varies."""
+    rows: Tensor = _LookupFunction.apply(weight, tokens)
+    return rows
+
+
+def scatter_rows(tokens: Tensor, grads: Tensor, num_rows: int) -> Tensor:
+    """Sum of the gradients of each id, `[V, D]`, in an order that never varies.
+
+    Rows are sorted by id and summed within runs of equal ids by doubling steps; nothing is added by
+    atomics.
+
+    Args:
+        tokens: int64 `[B, T]`.
+        grads: Gradients of the looked-up rows, `[B, T, D]`.
+        num_rows: V.
+    """
+    ids, order = tokens.reshape(-1).sort(stable=True)  # [B * T]
+    sums = grads.reshape(ids.numel(), -1).index_select(0, order)  # [B * T, D]
+    step = 1
+    while step < ids.numel():
+        differ = (ids[step:] != ids[:-step]).unsqueeze(-1)
+        added = sums[step:] + sums[:-step].masked_fill(differ, 0.0)
+        sums = torch.cat((sums[:step], added))
+        step *= 2
+    rows = torch.arange(num_rows, device=ids.device)
+    last = (torch.searchsorted(ids, rows, right=True) - 1).clamp(min=0)  # where a run ends
+    absent = ids.index_select(0, last) != rows
+    return sums.index_select(0, last).masked_fill(absent.unsqueeze(-1), 0.0)
 
 
 def rope_tables(max_len: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
@@ -159,27 +204,32 @@ def dropout(x: Tensor, row_keys: Tensor | None, salt: int, rate: float) -> Tenso
     return (x * (1 / (1 - rate))).masked_fill(dropped, 0.0)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, block: int) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, block: int, *, from_start: bool
+) -> Tensor:
     """Attention in plain operators, for devices whose fused kernels are not to be trusted.
 
-    Block-causal: where T equals S, a block of queries reads only the keys up to its own end, which is
-    exact, since the mask hides the others, and saves up to half of the work.
+    Scores are float32 from the product on: one that is rounded to half precision is off by percents
+    where it is large. From the start of the rows it is block-causal: a block of queries reads only
+    the keys up to its own end, which is exact, since the mask hides the others, and saves up to half
+    of the work.
 
     Args:
         q: `[B, H, T, Dh]`.
         k: `[B, K, S, Dh]`.
         v: `[B, K, S, Dh]`.
-        bias: float32, broadcasts to `[B, 1, T, S]`: 0 or `MASKED`; None: every key is visible. Must
-            be causal where T equals S and T > 1.
+        bias: float32, broadcasts to `[B, 1, T, S]`: 0 or `MASKED`; None: every key is visible.
         block: Queries of a block.
+        from_start: Whether query and key t are both of position t; `bias` is then causal.
     """
     t, s = q.shape[2], k.shape[2]
     k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
+    scaled, keys = q.float() * q.shape[-1] ** -0.5, k.float().transpose(2, 3)  # [B, H, Dh, S]
     outputs = []
-    for i, part in enumerate((q * q.shape[-1] ** -0.5).split(block, dim=2)):
+    for i, part in enumerate(scaled.split(block, dim=2)):
         start, end = i * block, min(t, (i + 1) * block)
-        seen = end if t == s else s
-        scores = (part @ k[:, :, :seen].transpose(2, 3)).float()  # [B, H, block, seen]
+        seen = end if from_start else s
+        scores = part @ keys[..., :seen]  # [B, H, block, seen]
         if bias is not None:
             scores = scores + bias[..., start:end, :seen]
         probs = scores.softmax(-1).to(v.dtype)
@@ -220,7 +270,8 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, Dh]
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        y = self.kernel(q, k, v, mask)  # [B, H, T, Dh]
+        from_start = cache is None or cache.from_start
+        y = self.kernel(q, k, v, mask, from_start=from_start)  # [B, H, T, Dh]
         return self.o_proj(y.transpose(1, 2).flatten(2))  # [B, T, D]
 
 

@@ -44,6 +44,11 @@ class KVCache:
         """int32 `[B]`: tokens that each row holds."""
         return self._lengths.copy()
 
+    @property
+    def from_start(self) -> bool:
+        """Whether the tokens of this pass are the first of every row, and its only keys."""
+        return self._num_keys == 0
+
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named twice.
 
@@ -122,7 +127,7 @@ class KVCache:
             else:
                 rows, columns, places = self._slots
                 buffer[rows, :, places] = new[rows, :, columns]
-        if self._num_keys == 0:
+        if self.from_start:
             return k, v
         s = self._num_keys
         return self.keys[layer][:, :, :s], self.values[layer][:, :, :s]
@@ -141,7 +146,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.policy = config, policy
         self.gradient_checkpointing = gradient_checkpointing
-        self.embed_tokens = Embedding(config.vocab_size, config.d_model)
+        self.embed_tokens = Embedding(config.vocab_size, config.d_model, policy)
         self.layers = nn.ModuleList(DecoderLayer(config, i, policy) for i in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size)

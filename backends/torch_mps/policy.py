@@ -4,6 +4,8 @@
   future tokens in half precision (pytorch #195910), decoding kernels read past odd key lengths
   (pytorch #169222), and training takes the unfused path anyway (pytorch #179294). It is block-causal,
   which saves up to half of that path's work.
+- The gradient of a lookup is summed in a fixed order: the built-in one adds with atomics, in another
+  order each time (pytorch #195404), and a resumed run would not equal an uninterrupted one.
 - Nothing is float64, nothing relies on type promotion, and masks are finite (pytorch #156707).
 - Copies block: a copy from memory that is not pinned could race.
 - The allocator keeps the blocks of every shape it met, so memory is given back after evaluation,
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.torch_common.device import DTYPES, compile_static
-from backends.torch_common.layers import MASKED, attention
+from backends.torch_common.layers import MASKED, attention, ordered_lookup
 from core.backend import DeviceInfo, MemoryStats
 from core.config.schema import RunConfig
 from core.errors import PippinError
@@ -92,8 +94,13 @@ class MpsPolicy:
             self._causal_bias = torch.full(shape, MASKED, device=self.device).triu(1)
         return self._causal_bias[:length, :length]
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return attention(q, k, v, mask, self._block(q, k))
+    def lookup(self, weight: Tensor, tokens: Tensor) -> Tensor:
+        return ordered_lookup(weight, tokens)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, from_start: bool
+    ) -> Tensor:
+        return attention(q, k, v, mask, self._block(q, k), from_start=from_start)
 
     def _block(self, q: Tensor, k: Tensor) -> int:
         rows, t, s = q.shape[0] * q.shape[1], q.shape[2], k.shape[2]

@@ -95,6 +95,15 @@ def test_padding_may_pass_the_end_of_the_cache(make):
     texts.feed([1, 5])
 
 
+def test_as_many_new_tokens_as_the_cache_has_room_for(make):
+    """T equals S, and one row holds keys: "as many queries as keys" is not "from the start"."""
+    texts = Texts(make(), rows=2, max_len=9)
+    texts.feed([1, 6])
+    texts.cache.trim(0, 1)
+    texts.rows[0] = []
+    texts.feed([9, 3])
+
+
 def test_wrong_calls_are_refused(make):
     backend = make()
     cache = backend.start(2, 8)

@@ -1,6 +1,7 @@
 """What the torch policies decide, with the devices faked, and how the backend explains failures."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,20 @@ def test_cpu_has_no_counters():
     info = policy.info()
     assert info.backend == "cpu" and info.framework == f"torch {torch.__version__}"
     assert info.budget_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("available", "operators", "native"),
+    [
+        (True, {"_is_mkldnn_bf16_supported": lambda: True}, True),
+        (True, {}, False),  # as in the wheels for macOS
+        (False, {"_is_mkldnn_bf16_supported": lambda: True}, False),
+    ],
+)
+def test_cpu_without_onednn_has_no_native_bf16(monkeypatch, available, operators, native):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**operators))
+    assert CpuPolicy(tiny_config()).info().native_bf16 is native
 
 
 def test_mps_bounds_its_memory(monkeypatch):
@@ -168,8 +183,9 @@ def test_cuda_attention_equals_the_cpu_one(cuda, masked):
     q, k, v = torch.randn(2, 4, 7, 6), torch.randn(2, 2, 7, 6), torch.randn(2, 2, 7, 6)
     mask = torch.ones(7, 7, dtype=torch.bool).tril(-1) | torch.eye(7, dtype=torch.bool)
     mask = mask[None, None].clone() if masked else None
-    wanted = CpuPolicy(tiny_config()).attention(q, k, v, mask)
-    assert torch.allclose(cuda().attention(q, k, v, mask), wanted, atol=1e-6)
+    wanted = CpuPolicy(tiny_config()).attention(q, k, v, mask, from_start=True)
+    found = cuda().attention(q, k, v, mask, from_start=True)
+    assert torch.allclose(found, wanted, atol=1e-6)
 
 
 class Failing(CpuPolicy):

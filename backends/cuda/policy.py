@@ -20,6 +20,23 @@ from core.config.schema import RunConfig
 
 # Compute capability of Ampere, the first with bfloat16 units.
 BF16_CAPABILITY = (8, 0)
+# Workspaces under which cuBLAS repeats its results; with any other, torch refuses a matmul.
+CUBLAS_WORKSPACES = (":4096:8", ":16:8")
+
+
+def _use_deterministic_kernels() -> None:
+    """Kernels that repeat their results, and an error where there is none.
+
+    No operator of a step is without one, by the list of `torch.use_deterministic_algorithms` of
+    torch 2.13; none was run on a GPU. Were it `warn_only`, the backward pass of fused attention would
+    add with atomics.
+    """
+    # Read by cuBLAS when its handle is made.
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in CUBLAS_WORKSPACES:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACES[0]
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    # Nothing here reads memory before it writes it, so filling it is a pass for nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 class CudaPolicy:
@@ -31,9 +48,8 @@ class CudaPolicy:
         self.compute_dtype = DTYPES[config.train.precision]
         self.loss_chunk_elements = 1 << 28  # 1 GiB of float32
         self.key_block = 64
-        # Read by cuBLAS when its handle is made; without it matmuls may differ from run to run.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        _use_deterministic_kernels()
+        torch.cuda.set_per_process_memory_fraction(config.train.memory_fraction, self.device)
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
 
     def place(self, array: NDArray[Any]) -> Tensor:

@@ -16,14 +16,23 @@ from core.errors import PippinError
 from core.params import param_specs
 from core.paths import CONFIGS_DIR
 from core.training import preflight
-from tests.conftest import BACKENDS
+from tests.contract.conftest import NAMES
+from tests.fake_mps import create_fake_mps, fake_mps_memory
 from tests.helpers import tiny_config
 
 
+@pytest.fixture(autouse=True)
+def counters(request, monkeypatch):
+    if "fake_mps" in request.node.name:
+        fake_mps_memory(monkeypatch)
+
+
 def make(name, **overrides):
-    config = tiny_config(train__backend=name, **overrides)
+    fake = name == "fake_mps"
+    config = tiny_config(train__backend="mps" if fake else name, **overrides)
     specs = param_specs(config.model)
-    backend = backends.load(name)(config, specs, mode="train")
+    create = create_fake_mps if fake else backends.load(name)
+    backend = create(config, specs, mode="train")
     meta = initial_checkpoint(config, specs).meta
     backend.load(preflight.ProbeCheckpoint(meta, specs))
     rng = np.random.default_rng(3)
@@ -48,16 +57,33 @@ def remove_mask(name, monkeypatch, mode="both"):
     functional = torch.nn.functional
     fused = functional.scaled_dot_product_attention
 
+    def wrong():
+        return mode == "both" or (mode == "training") == torch.is_grad_enabled()
+
     def unmasked(*args, is_causal=False, attn_mask=None, **kwargs):
-        training = torch.is_grad_enabled()
-        if mode == "both" or (mode == "training") == training:
+        if wrong():
             return fused(*args, **kwargs)
         return fused(*args, is_causal=is_causal, attn_mask=attn_mask, **kwargs)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", unmasked)
+    if name in ("mps", "fake_mps"):
+        remove_bias(monkeypatch, wrong)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+def remove_bias(monkeypatch, wrong):
+    """The same for MPS, which has kernels of its own: one block that covers all keys, no mask."""
+    policy = importlib.import_module("backends.torch_mps.policy")
+    prepare = policy.MpsPolicy.prepare_mask
+
+    def unmasked(self, mask, length):
+        bias = prepare(self, mask, length)
+        return bias * 0 if wrong() and bias is not None else bias
+
+    monkeypatch.setattr(policy, "MIN_BLOCK", 1 << 20)
+    monkeypatch.setattr(policy.MpsPolicy, "prepare_mask", unmasked)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_sound_backend_passes_even_with_outputs_that_start_at_zero(name, tied):
     config, specs, backend, row = make(
@@ -74,7 +100,7 @@ def test_a_sound_backend_passes_even_with_outputs_that_start_at_zero(name, tied)
     assert abs(loss - np.log(vocab)) < 0.1 * np.log(vocab)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_missing_mask_is_refused(name, monkeypatch):
     remove_mask(name, monkeypatch)
     config, _, backend, row = make(name)
@@ -83,10 +109,11 @@ def test_a_missing_mask_is_refused(name, monkeypatch):
     assert info.value.code == "P402" and "sees the future" in info.value.render()
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mlx"])
 @pytest.mark.parametrize("mode", ["training", "scoring"])
-def test_a_mask_that_is_missing_in_one_mode_only_is_refused_there(monkeypatch, mode):
-    remove_mask("cpu", monkeypatch, mode)
-    config, _, backend, row = make("cpu")
+def test_a_mask_that_is_missing_in_one_mode_only_is_refused_there(name, monkeypatch, mode):
+    remove_mask(name, monkeypatch, mode)
+    config, _, backend, row = make(name)
     with pytest.raises(PippinError) as info:
         preflight.causality(backend, row, vocab_size=config.model.vocab_size, precision="float32")
     assert f"in {mode} mode" in info.value.what
@@ -110,7 +137,7 @@ def test_the_changed_tokens_lie_inside_and_past_a_blocks_edge(length):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS_DIR.glob("*.yaml")), ids=lambda p: p.stem)
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_preset_passes(path, name):
     """Each preset's own architecture settings, at a small size."""
     values = load(config=path.stem).values

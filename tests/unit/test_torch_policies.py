@@ -162,6 +162,8 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 16 << 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *args: None)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     yield lambda **overrides: CudaPolicy(tiny_config(train__backend="cuda", **overrides))
     torch.use_deterministic_algorithms(False)
@@ -171,11 +173,34 @@ def cuda(monkeypatch):
 def test_cuda_settings(cuda):
     policy = cuda()
     assert torch.get_float32_matmul_precision() == "highest"
+    # With warnings alone, fused attention would still add with atomics in its backward pass.
     assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory is False
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
     assert policy.device == torch.device("cuda", 0)
     assert policy.info().native_bf16 is False and policy.info().budget_bytes == 16 << 30
     cuda(train__tf32=True)
     assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.parametrize("found", [None, ":1024:8"])
+def test_cuda_sets_a_workspace_that_repeats_results(cuda, monkeypatch, found):
+    """Torch refuses matmuls under any other."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    if found:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", found)
+    cuda()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_cuda_bounds_its_memory(cuda, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *args: calls.append(args)
+    )
+    cuda(train__memory_fraction=0.5)
+    assert calls == [(0.5, torch.device("cuda", 0))]
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from backends import checkpoint_format
+from backends.mlx.failures import Shape, explain, shapes_of
 from backends.mlx.losses import pretrain_loss, token_nll
 from backends.mlx.model import KVCache, Transformer
 from backends.mlx.optim import (
@@ -91,7 +92,7 @@ class MlxBackend:
         self._whole = compiled(self._whole_step)
         self._gradients = compiled(self._micro_gradients)
         self._update = compiled(self._apply_gradients)
-        self._ran_once = not config.train.compile
+        self._compiled: set[Shape] = set()
 
     def device_info(self) -> DeviceInfo:
         return describe_device(mx)
@@ -168,14 +169,17 @@ class MlxBackend:
         for batch in micro:
             self._check_tokens(batch.tokens, batch.targets)
             self.model.reserve(batch.tokens.shape[1])
+        shapes = shapes_of(micro)
         try:
-            return self._train_step(micro, hyper)
-        except (RuntimeError, ValueError) as error:
-            raise self._explain(error) from error
+            metrics = self._train_step(micro, hyper)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            compiling = self.config.train.compile and not shapes <= self._compiled
+            raise explain(error, backend=self.name, compiling=compiling) from error
         finally:
             # Tracing leaves placeholders in the modules.
             self._install(self._params)
-            self._ran_once = True
+        self._compiled |= shapes
+        return metrics
 
     def _train_step(self, micro: Sequence[Batch], hyper: StepHyper) -> Arrays:
         numbers = self._numbers(hyper)
@@ -248,26 +252,6 @@ class MlxBackend:
         shown = SCALER_FIELDS if self._scaler.enabled else ("skipped_total", "skipped_in_a_row")
         counters = {k: scaler[k] for k in shown if k != "good_steps"}
         return params, state, scaler, {"loss": loss, "grad_norm": norm, **counters}
-
-    def _explain(self, error: Exception) -> Exception:
-        """What a user can act on: memory, or a compiler that does not work here."""
-        text = str(error)
-        if "malloc" in text or "out of memory" in text.lower():
-            return PippinError(
-                "P101",
-                f"the device ran out of memory in a training step ({self.name}).",
-                found=text.splitlines()[0],
-                remedy="halve train.micro_batch_size and double train.grad_accum_steps",
-            )
-        if not self._ran_once:
-            return PippinError(
-                "P502",
-                "mx.compile does not work for this model on this machine.",
-                found=f"{type(error).__name__}: {text.splitlines()[0] if text else ''}",
-                remedy="train.compile=false",
-                kept="no step was taken.",
-            )
-        return error
 
     def _check_tokens(self, *arrays: Int32) -> None:
         size = self.config.model.vocab_size

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backends import checkpoint_format
 from backends.torch_common.device import DevicePolicy
+from backends.torch_common.failures import Shape, explain, shapes_of
 from backends.torch_common.losses import pretrain_loss, token_nll
 from backends.torch_common.model import KVCache, Transformer
 from backends.torch_common.optim import SCALER_FIELDS, LossScaler, Optimizer, global_norm
@@ -81,7 +82,7 @@ class TorchBackend:
         self._loss: Callable[..., Tensor] = pretrain_loss
         if config.train.compile and mode == "train":
             self._loss = policy.compile(pretrain_loss)
-        self._ran_once = not config.train.compile
+        self._compiled: set[Shape] = set()
         self._other_shapes = False
 
     def _to_compute_dtype(self) -> None:
@@ -169,14 +170,16 @@ class TorchBackend:
         if self._other_shapes:
             self.policy.release()
             self._other_shapes = False
+        shapes = shapes_of(micro)
         try:
-            return self._train_step(self._optimizer, micro, hyper)
+            metrics = self._train_step(self._optimizer, micro, hyper)
         except Exception as error:
             for param in self._params.values():
                 param.grad = None
-            raise self._explain(error) from error
-        finally:
-            self._ran_once = True
+            compiling = self.config.train.compile and not shapes <= self._compiled
+            raise explain(error, backend=self.name, compiling=compiling) from error
+        self._compiled |= shapes
+        return metrics
 
     def _train_step(
         self, optimizer: Optimizer, micro: Sequence[Batch], hyper: StepHyper
@@ -208,27 +211,6 @@ class TorchBackend:
             grads[name] = torch.zeros_like(param) if param.grad is None else param.grad
             param.grad = None
         return grads
-
-    def _explain(self, error: Exception) -> Exception:
-        """What a user can act on: memory, or a compiler that does not work here."""
-        if isinstance(error, PippinError):
-            return error
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
-            return PippinError(
-                "P101",
-                f"the device ran out of memory in a training step ({self.name}).",
-                found=str(error).splitlines()[0],
-                remedy="halve train.micro_batch_size and double train.grad_accum_steps",
-            )
-        if not self._ran_once:
-            return PippinError(
-                "P502",
-                "torch.compile does not work for this model on this machine.",
-                found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                remedy="train.compile=false",
-                kept="no step was taken.",
-            )
-        return error
 
     def _check_tokens(self, *arrays: Int32) -> None:
         size = self.config.model.vocab_size

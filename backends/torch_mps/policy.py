@@ -10,6 +10,7 @@
 - Copies block: a copy from memory that is not pinned could race.
 - The allocator keeps the blocks of every shape it met, so memory is given back after evaluation,
   sampling and saving, and decoding sees few shapes.
+- What the compiler makes is compared with the eager model before it is used.
 - Operators without an MPS kernel are errors: the CPU fallback is never switched on.
 """
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from backends.torch_common.device import DTYPES, compile_static
 from backends.torch_common.layers import MASKED, attention, ordered_lookup
+from backends.torch_mps.compiler import verified
 from core.backend import DeviceInfo, MemoryStats
 from core.config.schema import RunConfig
 from core.errors import PippinError
@@ -108,7 +110,7 @@ class MpsPolicy:
         return max(1, min(wanted, MAX_ELEMENTS // (rows * s)))
 
     def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return compile_static(function)
+        return verified(compile_static(function), function)
 
     def info(self) -> DeviceInfo:
         chip = chip_name()

@@ -160,12 +160,36 @@ def test_what_went_wrong_in_a_step_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
         monkeypatch.setattr(backend, "_whole", raising)
 
-    fail("[metal::malloc] Attempting to allocate 9 bytes")
-    with pytest.raises(PippinError, match="P101"):
-        step(backend, 1, [batch])
-    backend._ran_once = False
+    for text in (
+        "[metal::malloc] Attempting to allocate 9 bytes",
+        "[METAL] Command buffer execution failed: Insufficient Memory "
+        "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+    ):
+        fail(text)
+        with pytest.raises(PippinError, match="P101"):
+            step(backend, 1, [batch])
     fail("no kernel")
-    with pytest.raises(PippinError, match="P502"):
-        step(backend, 1, [batch])
     with pytest.raises(RuntimeError, match="no kernel"):
         step(backend, 1, [batch])
+
+
+def test_a_compiler_that_fails_at_a_later_shape_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of the preflight checks is compiled before the batches of the run."""
+    backend = build(train__compile=True)
+    row, batch = (random_batch(backend.config, rows=n) for n in (1, 2))
+    step(backend, 1, [row])
+    whole = backend._whole
+
+    def failing(*args: Any) -> Any:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(backend, "_whole", failing)
+    with pytest.raises(PippinError, match="P502"):
+        step(backend, 2, [batch])
+    with pytest.raises(RuntimeError, match="no kernel"):
+        step(backend, 2, [row])
+    monkeypatch.setattr(backend, "_whole", whole)
+    step(backend, 2, [batch])
+    monkeypatch.setattr(backend, "_whole", failing)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        step(backend, 3, [batch])

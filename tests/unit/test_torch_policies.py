@@ -11,6 +11,7 @@ from backends.cuda.policy import CudaPolicy
 from backends.torch_common import create
 from backends.torch_common.backend import TorchBackend
 from backends.torch_common.device import CpuPolicy
+from backends.torch_common.failures import explain
 from backends.torch_mps.policy import MAX_ELEMENTS, MpsPolicy, has_native_bf16
 from core.checkpoint import initial_checkpoint
 from core.errors import PippinError
@@ -213,6 +214,48 @@ def test_cuda_attention_equals_the_cpu_one(cuda, masked):
     assert torch.allclose(found, wanted, atol=1e-6)
 
 
+def scaled_gradient(loss):
+    return 1.1 * loss - (0.1 * loss).detach()
+
+
+@pytest.mark.parametrize(
+    ("change", "trusted"),
+    [
+        (lambda loss: loss, True),
+        (lambda loss: 1.001 * loss, True),
+        (lambda loss: 1.05 * loss, False),
+        (scaled_gradient, False),
+        (lambda loss: loss * float("nan"), False),
+    ],
+)
+def test_mps_compares_a_compiled_step_with_an_eager_one(monkeypatch, change, trusted):
+    fake_mps_memory(monkeypatch)
+    calls = []
+
+    def compiler(function):
+        def compiled(*args):
+            calls.append(args[1].shape)
+            return change(function(*args))
+
+        return compiled
+
+    monkeypatch.setattr("backends.torch_mps.policy.compile_static", compiler)
+    config = tiny_config(train__backend="mps", train__compile=True)
+    backend = fresh(config, MpsPolicy(config, device="cpu"))
+    before = snapshot(backend)
+    if not trusted:
+        with pytest.raises(PippinError) as caught:
+            train(backend)
+        assert caught.value.code == "P502" and "eager" in caught.value.found
+        assert_same_bits(before, snapshot(backend))
+        assert all(p.grad is None for p in backend.model.parameters())
+        return
+    train(backend), train(backend, 2)
+    one = random_batch(config, rows=1)
+    backend.train_step([one], step_hyper(config, 3, [one]))
+    assert [shape[0] for shape in calls] == [2, 2, 2, 1, 1]  # twice where the shape is new
+
+
 class Failing(CpuPolicy):
     """A CPU whose compiled function fails."""
 
@@ -236,6 +279,34 @@ def test_failing_compiler_is_an_error_and_not_a_fallback():
         train(backend)
     assert caught.value.code == "P502" and "no C++ compiler" in caught.value.found
     assert caught.value.remedy == "train.compile=false"
+
+
+def test_a_compiler_that_fails_at_a_later_shape_is_the_same_error():
+    """A row of the preflight checks is compiled before the batches of the run."""
+    config = tiny_config(train__compile=True)
+    policy = Failing(config, None)
+    backend = fresh(config, policy)
+    one = random_batch(config, rows=1)
+    backend.train_step([one], step_hyper(config, 1, [one]))
+    policy.error = RuntimeError("no such kernel")
+    with pytest.raises(PippinError) as caught:
+        train(backend)
+    assert caught.value.code == "P502"
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        backend.train_step([one], step_hyper(config, 1, [one]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MPS backend out of memory (MPS allocated: 9 GB)",
+        "Invalid buffer size: 48.00 GiB",
+        "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+    ],
+)
+def test_every_way_to_say_out_of_memory_is_understood(text):
+    found = explain(RuntimeError(text), backend="mps", compiling=True)
+    assert isinstance(found, PippinError) and found.code == "P101" and found.found == text
 
 
 def test_out_of_memory_says_what_to_do_and_changes_nothing():

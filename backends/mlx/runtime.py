@@ -104,7 +104,7 @@ def limit_memory(mx: Any, *, fraction: float, mode: str) -> Callable[[], None]:
 
     Args:
         mx: The module `mlx.core`.
-        fraction: `train.memory_fraction`, an upper bound of what is wired.
+        fraction: `train.memory_fraction`, an upper bound of what is used and of what is wired.
         mode: "train" or "infer", which sets the size of the cache.
 
     Returns:
@@ -114,7 +114,7 @@ def limit_memory(mx: Any, *, fraction: float, mode: str) -> Callable[[], None]:
     if not on_metal(mx) or budget <= 0:
         return lambda: None
     limits = [
-        (mx.set_memory_limit, mx.set_memory_limit(int(MEMORY_FRACTION * budget))),
+        (mx.set_memory_limit, mx.set_memory_limit(int(min(MEMORY_FRACTION, fraction) * budget))),
         (mx.set_cache_limit, mx.set_cache_limit(CACHE_BYTES[mode])),
     ]
     if _macos_major() >= MIN_MACOS_WIRED:
@@ -128,6 +128,12 @@ def limit_memory(mx: Any, *, fraction: float, mode: str) -> Callable[[], None]:
             setter(previous)
 
     return restore
+
+
+def largest_buffer(mx: Any) -> int | None:
+    """Bytes of the largest array that Metal can hold, which is well below the memory; else None."""
+    limit = int(_facts(mx).get("max_buffer_length", 0))
+    return limit if on_metal(mx) and limit > 0 else None
 
 
 def _macos_major() -> int:

@@ -12,7 +12,7 @@ def contradictions(known: Mapping[str, Any]) -> list[tuple[str, str]]:
             left out, and rules that need them are not applied.
     """
     found: list[tuple[str, str]] = []
-    for rule in (_heads, _head_dim, _lengths, _steps, _splits, _momentum, _rates):
+    for rule in (_heads, _head_dim, _lengths, _steps, _splits, _momentum, _rates, _newton_schulz):
         found += rule(known)
     return found
 
@@ -120,4 +120,16 @@ def _rates(k: Mapping[str, Any]) -> list[tuple[str, str]]:
     lr, low = k.get("train.lr"), k.get("train.min_lr")
     if lr is not None and low is not None and low > lr:
         return [("train.min_lr", f"train.min_lr = {low:g} is above train.lr = {lr:g}.")]
+    return []
+
+
+def _newton_schulz(k: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if k.get("train.precision") == "float32" and k.get("train.ns_dtype") == "bfloat16":
+        return [
+            (
+                "train.ns_dtype",
+                "train.ns_dtype = bfloat16 does not fit train.precision = float32, which is exact "
+                "throughout; use train.ns_dtype = float32, or train.precision = bfloat16.",
+            )
+        ]
     return []

@@ -169,6 +169,7 @@ def test_an_unknown_preset_lists_those_that_exist():
         (["train.min_lr=1", "train.lr=0.1"], "above train.lr"),
         (["train.momentum_start=0.99"], "above train.momentum"),
         (["data.val_fraction=0.45", "data.test_fraction=0.46"], "leaves under"),
+        (["train.precision=float32", "train.ns_dtype=bfloat16"], "exact throughout"),
     ],
 )
 def test_contradictions(overrides, word):

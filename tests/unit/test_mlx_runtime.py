@@ -108,6 +108,7 @@ class FakeMx:
             "architecture": "applegpu_g13s",
             "max_recommended_working_set_size": 1000,
             "memory_size": 2000,
+            "max_buffer_length": 600,
         }
 
     def set_memory_limit(self, n: int) -> int:
@@ -129,17 +130,24 @@ def test_limits_on_metal_and_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_macos_major", lambda: 15)
     mx = FakeMx()
     restore = runtime.limit_memory(mx, fraction=0.8, mode="train")
-    assert mx.calls == [("memory", 850), ("cache", 2 << 30), ("wired", 750)]
+    assert mx.calls == [("memory", 800), ("cache", 2 << 30), ("wired", 750)]
     mx.calls.clear()
     restore()
     assert mx.calls == [("memory", 1), ("cache", 2), ("wired", 3)]
 
 
-def test_a_smaller_share_is_wired_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_is_safe_is_used_where_all_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_macos_major", lambda: 15)
+    mx = FakeMx()
+    runtime.limit_memory(mx, fraction=1.0, mode="train")
+    assert dict(mx.calls) == {"memory": 850, "cache": 2 << 30, "wired": 750}
+
+
+def test_a_smaller_share_is_used_and_wired_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_macos_major", lambda: 26)
     mx = FakeMx()
     runtime.limit_memory(mx, fraction=0.5, mode="infer")
-    assert mx.calls == [("memory", 850), ("cache", 256 << 20), ("wired", 500)]
+    assert mx.calls == [("memory", 500), ("cache", 256 << 20), ("wired", 500)]
 
 
 def test_nothing_is_wired_before_macos_15_or_where_the_system_refuses(
@@ -159,6 +167,14 @@ def test_nothing_is_wired_before_macos_15_or_where_the_system_refuses(
 def test_nothing_is_limited_elsewhere(fake: FakeMx) -> None:
     runtime.limit_memory(fake, fraction=0.8, mode="train")()
     assert fake.calls == []
+
+
+def test_the_largest_buffer_is_metals() -> None:
+    assert runtime.largest_buffer(FakeMx()) == 600
+    assert runtime.largest_buffer(FakeMx(gpu=False)) is None
+    silent = FakeMx()
+    silent.device_info = lambda: {}  # type: ignore[method-assign]
+    assert runtime.largest_buffer(silent) is None
 
 
 def test_what_a_device_is_called() -> None:

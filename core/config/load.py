@@ -2,9 +2,6 @@
 
 `load` reads, checks every key and reports all problems at once. What is left "auto" is resolved by
 `core.machine.resolve_auto`, and `build` then makes the `RunConfig`. No framework is imported.
-
-Numbers follow YAML 1.2: `3e-4` and `1e6` are numbers, `010` is ten, `no` is a string, `1:30` is not
-ninety. Duplicate keys and tags are refused.
 """
 
 import difflib
@@ -13,126 +10,20 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from core.config import rules
+from core.config import rates, rules
+from core.config.draft import AUTO, Draft, Source
 from core.config.schema import SECTIONS, RunConfig, is_auto_key, key_names
+from core.config.yaml_text import key_lines, parse_yaml
 from core.errors import PippinError, all_problems
 from core.paths import CONFIGS_DIR
 
 MAX_CONFIG_BYTES = 1_000_000
-AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a value came from: `kind` is default, preset, file, flag, auto or checkpoint."""
-
-    kind: Literal["default", "preset", "file", "flag", "auto", "checkpoint"]
-    where: str = ""
-    reason: str = ""
-
-
-@dataclass
-class Draft:
-    """Values by dotted key, each with its source. A value may still be "auto"."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    sources: dict[str, Source] = field(default_factory=dict)
-
-    def set(self, key: str, value: Any, source: Source) -> None:
-        """Set one key; later calls win."""
-        self.values[key] = value
-        self.sources[key] = source
-
-    def is_auto(self, key: str) -> bool:
-        """Whether the key still waits for the machine's answer."""
-        value: object = self.values[key]
-        return isinstance(value, str) and value == AUTO and is_auto_key(key)
-
-    def resolve(self, key: str, value: Any, reason: str) -> None:
-        """Answer an "auto" key; a key that is set already keeps its value."""
-        if self.is_auto(key):
-            self.set(key, value, Source("auto", reason=reason))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers and booleans; no tags, no repeated keys. Private to this module."""
-
-
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        name = loader.construct_object(key_node, deep=True)
-        if not isinstance(name, str):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {name!r} is not a string", key_node.start_mark
-            )
-        if name in out:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {name} appears twice", key_node.start_mark
-            )
-        out[name] = loader.construct_object(value_node, deep=True)
-    return out
-
-
-_Loader.yaml_implicit_resolvers = {}
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.nan",
-        "-+.0123456789",
-    ),
-):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first)
-    )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^$"), [""])
-
-
-def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    text = node.value
-    return int(text, 16) if text.lower().startswith("0x") else int(text)
-
-
-def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse one YAML document by the rules above.
-
-    Raises:
-        yaml.YAMLError: for broken YAML, tags or repeated keys.
-    """
-    return yaml.load(text, _Loader)
-
-
-def key_lines(text: str) -> dict[str, int]:
-    """Line number, from 1, of every `section.key` in a YAML or JSON document."""
-    lines: dict[str, int] = {}
-    root = yaml.compose(text, _Loader)
-    if not isinstance(root, yaml.MappingNode):
-        return lines
-    for section, body in root.value:
-        lines[str(section.value)] = section.start_mark.line + 1
-        if isinstance(body, yaml.MappingNode):
-            for name, _ in body.value:
-                lines[f"{section.value}.{name.value}"] = name.start_mark.line + 1
-    return lines
 
 
 def find_config(name_or_path: str) -> Path:
@@ -198,8 +89,9 @@ def parse_override(text: str) -> tuple[str, Any]:
         )
     try:
         return name.strip().replace("-", "_"), parse_yaml(value)
-    except yaml.YAMLError as error:
-        raise PippinError("P012", f"the value of {name} cannot be read: {value!r}.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        shown = value if len(value) <= 60 else value[:57] + "..."
+        raise PippinError("P012", f"the value of {name} cannot be read: {shown!r}.") from error
 
 
 def defaults() -> Draft:
@@ -239,6 +131,7 @@ def load(
         data, lines = read_config_file(path)
         is_preset = path.parent == CONFIGS_DIR
         _merge_file(draft, data, lines, path, is_preset=is_preset, problems=problems)
+    old_lr = draft.values["train.lr"]
     for name, value in (flags or {}).items():
         draft.set(name, value, Source("flag", "--" + name.partition(".")[2]))
     for text in overrides:
@@ -248,6 +141,8 @@ def load(
             continue
         draft.set(name, value, Source("flag", text))
     problems += check(draft)
+    if not problems and draft.sources["train.lr"].kind == "flag":
+        problems += _follow_lr(draft, old_lr)
     if problems:
         raise all_problems(
             "P010",
@@ -256,6 +151,16 @@ def load(
             remedy="python train.py --print-config   (every key, its value and source)",
         )
     return draft
+
+
+def _follow_lr(draft: Draft, file_lr: Any) -> list[str]:
+    """Scale the group rates of the file or preset by the flag's `train.lr`; returns problems."""
+    problem, old_lr = _check_value("train.lr", file_lr)
+    if problem is not None:
+        return [problem]
+    given = {n for n, source in draft.sources.items() if source.kind == "flag"}
+    rates.scale_rates(draft, old_lr=old_lr, given=given)
+    return check(draft)
 
 
 def _merge_file(
@@ -347,7 +252,7 @@ def _check_value(name: str, value: Any) -> tuple[str | None, Any]:
 
 def _number(text: str) -> int | float | None:
     """A quoted number, which the guides of other projects recommend."""
-    value = parse_yaml(text) if re.fullmatch(r"[-+0-9.eE]+", text) else None
+    value = parse_yaml(text) if re.fullmatch(r"[-+0-9.eE]{1,60}", text) else None
     return value if isinstance(value, (int, float)) else None
 
 

@@ -1,14 +1,16 @@
 """Resolves every "auto" key once, with its reason.
 
 The size of the model is the smaller of what memory holds and what can see `TOKENS_PER_PARAMETER` tokens
-per parameter in the time, at a measured speed. Keys that a file or flag has set are never touched.
+per parameter: in the steps where their number is given, else in the time, at a measured speed. Keys
+that a file or flag has set are never touched.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from core.config.load import Draft, Source, build
+from core.config.draft import Draft, Source
+from core.config.load import build
 from core.config.schema import RunConfig
 from core.machine.memory import predict_training_memory
 from core.machine.speed import flops_per_token
@@ -122,7 +124,8 @@ def _resolve_shape(draft: Draft, d_model: int, n_layers: int) -> None:
     if draft.is_auto("model.n_heads"):
         head = 32 if width < 512 else 64
         heads = max(width // head, 1)
-        while width % heads or (width // heads) % 2:
+        # One head always divides; an odd width is for the rules to refuse.
+        while heads > 1 and (width % heads or (width // heads) % 2):
             heads -= 1
         resolve("model.n_heads", heads, f"heads of {width // heads}")
     resolve("model.n_kv_heads", values["model.n_heads"], "as model.n_heads")
@@ -179,7 +182,9 @@ def _resolve_rates(draft: Draft) -> None:
 
 
 def _trial(draft: Draft, data: DataFacts, d_model: int, n_layers: int) -> RunConfig:
+    """A configuration of one size, to measure and weigh it; its length plays no part."""
     trial = Draft(dict(draft.values), dict(draft.sources))
+    trial.resolve("train.total_steps", 1_000_000_000, "")
     _resolve_shape(trial, d_model, n_layers)
     _resolve_batch(trial)
     _resolve_steps(trial, data, None)
@@ -195,13 +200,15 @@ def _resolve_size(
     budget = device.budget_bytes * float(draft.values["train.memory_fraction"])
     seconds = 60.0 * float(draft.values["train.minutes"]) * STEP_SHARE
     sized = any(draft.is_auto(k) for k in ("model.d_model", "model.n_layers"))
-    if not sized or not draft.is_auto("train.total_steps"):
-        config = _trial(draft, data, *LADDER[0])
-        speed = measure(config)
-        _note(draft, config, speed, data, "given")
-        return speed
-    trials = [_trial(draft, data, *rung) for rung in LADDER]
+    trials = [_trial(draft, data, *rung) for rung in (LADDER if sized else LADDER[:1])]
     fitting = [c for c in trials if _memory(c) <= budget] or trials[:1]
+    if not sized or not draft.is_auto("train.total_steps"):
+        # The length is known: the largest size that sees enough tokens in these steps.
+        enough = [c for c in fitting if _tokens(c) >= TOKENS_PER_PARAMETER * _size(c)]
+        config = (enough or fitting)[-1 if enough else 0]
+        speed = measure(config)
+        _note(draft, config, speed)
+        return speed
     start = 0
     speed = measure(fitting[start])
     rate = speed * _flops(fitting[start])  # FLOP/s, which larger sizes reach at least
@@ -217,11 +224,11 @@ def _resolve_size(
         if chosen == start:
             speed = rate / _flops(fitting[start])
     config = fitting[chosen]
-    _note(draft, config, speed, data, "auto")
+    _note(draft, config, speed)
     return speed
 
 
-def _note(draft: Draft, config: RunConfig, speed: float, data: DataFacts, how: str) -> None:
+def _note(draft: Draft, config: RunConfig, speed: float) -> None:
     size = _size(config)
     why = f"{size / 1e6:.1f} M parameters, {speed / 1000:.1f}k tok/s measured"
     values: dict[str, Any] = {
@@ -229,7 +236,12 @@ def _note(draft: Draft, config: RunConfig, speed: float, data: DataFacts, how: s
         "model.n_layers": config.model.n_layers,
     }
     for name, value in values.items():
-        draft.resolve(name, value, why if how == "auto" else "size of the ladder")
+        draft.resolve(name, value, why)
+
+
+def _tokens(config: RunConfig) -> int:
+    t = config.train
+    return t.total_steps * t.micro_batch_size * t.grad_accum_steps * config.data.seq_len
 
 
 def _memory(config: RunConfig) -> int:

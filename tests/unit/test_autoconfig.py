@@ -6,6 +6,7 @@ Run: python -m pytest tests/unit/test_autoconfig.py
 import pytest
 
 from core.config.load import build, load
+from core.errors import PippinError
 from core.machine.autoconfig import (
     LADDER,
     MAX_EPOCHS,
@@ -136,3 +137,33 @@ def test_speed_counts_tokens_over_time_and_leaves_the_first_step_out():
     speed = measure_tokens_per_s(Slow(), config, seconds=2.0, clock=lambda: now[0])  # type: ignore[arg-type]
     step = config.train.micro_batch_size * config.train.grad_accum_steps * config.data.seq_len
     assert speed == pytest.approx(step / 0.5)
+
+
+@pytest.mark.parametrize("width", [9, 129, 131])
+def test_an_odd_width_is_refused_by_the_rules(width):
+    with pytest.raises(PippinError) as info:
+        resolved(1e12, overrides=[f"model.d_model={width}"])
+    assert info.value.code == "P010" and "even width" in info.value.render()
+
+
+def test_a_long_warm_up_is_measured_against_the_run_not_against_one_epoch():
+    small = DataFacts(vocab_size=300, train_tokens=60_000, name="x", is_stories=False)
+    config, _, _ = resolved(1e12, data=small, overrides=["train.warmup_steps=100"])
+    assert config.train.warmup_steps == 100 < config.train.total_steps
+    with pytest.raises(PippinError) as info:
+        resolved(1e12, overrides=["train.warmup_steps=100", "train.total_steps=50"])
+    assert "before it is warm" in info.value.render()
+
+
+@pytest.mark.parametrize("steps", [10, 10_000, 100_000, 1_000_000])
+def test_a_given_length_sizes_the_model_by_its_tokens(steps):
+    overrides = [f"train.total_steps={steps}"]
+    config, _, draft = resolved(1e9, overrides=overrides, gigabytes=64)
+    tokens = steps * config.train.micro_batch_size * config.data.seq_len
+    rung = LADDER.index((config.model.d_model, config.model.n_layers))
+    if rung > 0:
+        assert tokens >= TOKENS_PER_PARAMETER * num_parameters(param_specs(config.model))
+    assert (rung == 0) == (steps == 10)
+    poor, _, _ = resolved(1e9, overrides=overrides, gigabytes=3)
+    assert predict_training_memory(poor, param_specs(poor.model)).total <= 0.8 * 3e9
+    assert "M parameters" in draft.sources["model.d_model"].reason

@@ -187,3 +187,53 @@ def test_every_key_has_a_description():
     for section in SECTIONS.values():
         for name, info in section.model_fields.items():
             assert info.description, name
+
+
+def test_aliases_are_refused_before_they_are_written_out(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join(f'*a{i - 1}' for _ in range(9))}]" for i in range(1, 12)]
+    bomb = tmp_path / "bomb.yaml"
+    bomb.write_text("\n".join([*lines, "train:", "  lr: *a11", ""]))
+    with pytest.raises(PippinError) as info:
+        load(config=str(bomb))
+    assert info.value.code == "P011" and "bomb.yaml:2" in info.value.what
+    assert "alias" in info.value.what
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000, "&a [*a]", "'" + "9" * 5000 + "'"])
+def test_odd_values_are_refused_in_one_short_message(value):
+    with pytest.raises(PippinError) as info:
+        load(overrides=[f"train.total_steps={value}"])
+    assert info.value.code in ("P010", "P012") and "train.total_steps" in info.value.render()
+
+
+GROUPS = ("train.lr_matrix", "train.lr_embed", "train.lr_head")
+
+
+def test_a_given_rate_scales_the_rates_of_the_preset():
+    preset, draft = (
+        load(config="quickstart"),
+        load(config="quickstart", overrides=["train.lr=1e-4"]),
+    )
+    factor = 1e-4 / preset.values["train.lr"]
+    for name in GROUPS:
+        assert draft.values[name] == pytest.approx(preset.values[name] * factor)
+        source = draft.sources[name]
+        assert source.kind == "flag" and "with train.lr" in source.reason
+    assert draft.is_auto("train.lr_vector") and draft.is_auto("train.min_lr")
+
+
+def test_a_group_rate_that_is_given_too_stays(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("train:\n  lr: 1e-2\n  lr_matrix: 4e-2\n  lr_head: 2e-2\n")
+    draft = load(config=str(path), overrides=["train.lr=5e-3", "train.lr_head=0.3"])
+    assert draft.values["train.lr_matrix"] == pytest.approx(2e-2)
+    assert draft.values["train.lr_head"] == 0.3
+    alone = load(config=str(path))
+    assert alone.values["train.lr_matrix"] == 4e-2
+
+
+def test_a_scaled_rate_out_of_range_names_the_flag():
+    with pytest.raises(PippinError) as info:
+        load(config="quickstart", overrides=["train.lr=9"])
+    assert info.value.code == "P010" and "train.lr=9" in info.value.render()

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.config.load import Source, build, load
+from core.config.draft import Source
+from core.config.load import build, load
 from core.config.schema import RunConfig
 from core.data.loader import TrainLoader
 from core.data.shards import TokenStream

@@ -13,15 +13,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
-from core.config.load import Draft
+from core.config.draft import Draft
 from core.inference.text import printable
 from core.training import format as fmt
+from core.training.stream import LastingStream
 
 HEARTBEAT_S = 5.0
 REFRESH_S = 0.25
@@ -94,10 +95,13 @@ class Console:
         as_json: bool = False,
         every_row: bool = False,
     ) -> None:
-        self._stream = stream or (sys.stderr if as_json else sys.stdout)
-        self._rich = RichConsole(file=self._stream, highlight=False, soft_wrap=True, markup=False)
+        given = stream or (sys.stderr if as_json else sys.stdout)
+        self._stream = LastingStream(given, self._nobody_reads)
+        self._json_stream = LastingStream(sys.stdout, self._nobody_reads)
+        file = cast(IO[str], self._stream)
+        self._rich = RichConsole(file=file, highlight=False, soft_wrap=True, markup=False)
         self.interactive = self._rich.is_terminal and not quiet and not as_json
-        encoding = (getattr(self._stream, "encoding", None) or "ascii").lower()
+        encoding = (self._stream.encoding or "ascii").lower()
         self.unicode = "utf" in encoding
         self.quiet = quiet
         self._json = as_json
@@ -124,8 +128,16 @@ class Console:
     def emit(self, kind: str, data: Mapping[str, Any]) -> None:
         """One JSON object on stdout, in JSON mode."""
         if self._json:
-            sys.stdout.write(json.dumps({"kind": kind, **data}, allow_nan=False) + "\n")
-            sys.stdout.flush()
+            self._json_stream.write(json.dumps({"kind": kind, **data}, allow_nan=False) + "\n")
+            self._json_stream.flush()
+
+    def _nobody_reads(self) -> None:
+        """Said on stderr, since the run goes on without a reader."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(
+                " ! the output cannot be written any more; the run goes on without it\n"
+            )
+            sys.stderr.flush()
 
     def banner(self, version: str) -> None:
         """The first line, printed before anything slow."""

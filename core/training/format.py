@@ -1,6 +1,7 @@
 """How numbers, durations and bars are written in the terminal and in reports. Pure functions."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 _ASCII = {
@@ -88,6 +89,11 @@ def value(item: object) -> str:
     return str(item)
 
 
+def one_line(text: str) -> str:
+    """The text on one line, its gaps as single spaces."""
+    return " ".join(text.split())
+
+
 def cut(text: str, width: int) -> str:
     """The text, cut to a width with an ellipsis."""
     return text if len(text) <= width else text[: width - 1] + "…"
@@ -139,7 +145,13 @@ class Ema:
         self._last: float | None = None
         self._drift = self._noise = 0.0  # mean and variance of successive differences
         self._differences = 0
-        self.history: list[tuple[int, float]] = []
+        self._history: deque[tuple[int, float]] = deque()
+        self._past: float | None = None  # the newest average that is a tenth of the run old
+
+    @property
+    def value(self) -> float | None:
+        """The newest average."""
+        return self._history[-1][1] if self._history else None
 
     def update(self, step: int, value: float) -> float:
         """Add a value; returns the average."""
@@ -154,7 +166,7 @@ class Ema:
             self._sum = self._beta * self._sum + (1 - self._beta) * value
             self._weight = self._beta * self._weight + (1 - self._beta)
         average = self._sum / self._weight if self._weight else value
-        self.history.append((step, average))
+        self._history.append((step, average))
         return average
 
     def trend(self, total_steps: int) -> str:
@@ -163,13 +175,15 @@ class Ema:
         The variance of one value is half that of a difference; an average has (1-beta)/(1+beta) of
         it, and two averages are compared.
         """
-        if len(self.history) < 3:
+        if self._differences < 2:
             return ""
-        step, now = self.history[-1]
-        past = [v for s, v in self.history if s <= step - 0.1 * total_steps]
-        if not past:
+        step, now = self._history[-1]
+        # Each average is passed once, so a long run costs no more a row than a short one.
+        while len(self._history) > 1 and self._history[0][0] <= step - 0.1 * total_steps:
+            self._past = self._history.popleft()[1]
+        if self._past is None:
             return ""
         error = 2 * math.sqrt(self._noise * (1 - self._beta) / (1 + self._beta))
-        if abs(now - past[-1]) <= error:
+        if abs(now - self._past) <= error:
             return "→"
-        return "↘" if now < past[-1] else "↗"
+        return "↘" if now < self._past else "↗"

@@ -6,91 +6,29 @@ logs, and the skip counters every few steps; everything else stays lazy.
 
 import math
 import os
+import shlex
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from core.backend import Backend, Lazy
-from core.checkpoint import Meta, link_best, list_checkpoints, prune
-from core.config.schema import RunConfig
-from core.data.loader import EvalBatches, StepBatches
+from core.backend import Lazy
+from core.data.loader import StepBatches
 from core.errors import PippinError
 from core.inference.evaluate import Evaluation, evaluate
 from core.machine.speed import flops_per_token, peak_flops
 from core.machine.system import process_memory
-from core.params import ParamSpec
-from core.paths import step_file_name
 from core.training import format as fmt
-from core.training.console import Console, Progress, Row
-from core.training.runlog import RunLog, write_json
+from core.training.console import Progress, Row
+from core.training.run import Outcome, Reason, Run, is_better
+from core.training.saving import save
 from core.training.schedule import step_hyper
-from core.training.signals import StopSignals
 
 CHECK_EVERY = 5  # steps between readings of the skip counters
 NUM_ROWS = 40  # rows of a whole run in the terminal
 EARLY_ROWS = (1, 2, 5, 10, 20, 50, 100)
 SLEEP_GAP_S = 30.0
-
-Reason = Literal["done", "stopped", "interrupted", "terminated", "not finite"]
-
-
-@dataclass
-class Progressed:
-    """What a run carries from step to step besides the backend's tensors."""
-
-    step: int = 0
-    tokens_seen: int = 0
-    best_val_loss: float | None = None
-    best_step: int | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended, for the summary."""
-
-    reason: Reason
-    state: Progressed
-    first_step: int
-    last_loss: float | None
-    train_loss: float | None
-    final: Evaluation | None
-    seconds: float
-    tokens: int
-    peak_tokens_per_s: float
-    skipped_steps: int
-    checkpoint: Path | None
-    seconds_by_phase: Mapping[str, float]
-    losses: Sequence[float] = ()
-
-
-@dataclass
-class Run:
-    """Everything the loop needs; made by `core.training.run`."""
-
-    config: RunConfig
-    specs: Sequence[ParamSpec]
-    backend: Backend
-    batches: Iterable[StepBatches]
-    eval_batches: EvalBatches
-    token_bytes: NDArray[np.int64]
-    folder: Path
-    log: RunLog
-    console: Console
-    signals: StopSignals
-    meta: Meta
-    state: Progressed
-    stop_step: int
-    floor_nats: float | None = None
-    device_name: str = ""
-    sample: Callable[[int], None] | None = None
-    phases: dict[str, float] = field(default_factory=dict)
 
 
 def shown_steps(total_steps: int, log_interval: int) -> set[int]:
@@ -123,17 +61,18 @@ class Loop:
         self._recent: deque[float] = deque(maxlen=200)
         self._peak = peak_flops(run.device_name, train.precision)
         self._flops = flops_per_token(run.config.model, run.specs, run.config.data.seq_len)
-        self._checkpoint: Path | None = None
         self._val: Evaluation | None = None
         self._val_step = -1
-        self._last_loss: float | None = None
-        self._skipped = 0
-        self._skipped_told = 0
+        self._val_is_best = False
+        # The counter goes on over resumes; what was skipped before has been told.
+        self._skipped = self._skipped_told = int(run.meta.backend_state.get("skipped_total", 0))
         self._in_a_row = 0
+        self._first = run.state.step
         self._tokens = 0
+        # Tokens seen after each of the latest steps, to go back over skipped ones.
+        self._seen = deque([(run.state.step, run.state.tokens_seen)], self._unread_steps())
         self._step_seconds = 0.0
         self._timed_tokens = 0
-        self._peak_speed = 0.0
         self._last_speed: float | None = None
         self._phase_seconds: dict[str, float] = run.phases
         self._wall = time.time() - time.monotonic()
@@ -141,49 +80,69 @@ class Loop:
     def run(self) -> Outcome:
         """Train until the end, a signal, or too many steps that are not finite."""
         r = self.r
-        start, first = time.monotonic(), r.state.step
-        reason: Reason = "done"
+        start = time.monotonic()
         r.console.header(with_mfu=self._peak is not None)
         with r.console.live():
-            mark = time.monotonic()
-            for batch in r.batches:
-                if r.state.step >= r.stop_step:
-                    break
-                metrics = self._step(batch)
-                step = r.state.step
-                now = time.monotonic()
-                if step > first + 1:  # the first step compiles and allocates
-                    self._step_seconds += now - mark
-                    self._timed_tokens += batch.tokens
-                self._phase_seconds["steps"] = self._phase_seconds.get("steps", 0.0) + now - mark
-                # A signal that comes later than here stops the next step, which then saves.
-                received = r.signals.received
-                stop = received is not None or step >= r.stop_step
-                if not self._finite(metrics, step, stop=stop):
-                    reason = "not finite"
-                    break
-                self._events(metrics, step, stop=stop)
-                mark = time.monotonic()
-                if received is not None:
-                    reason = "interrupted" if received == signal.SIGINT else "terminated"
-                    break
+            reason = self._steps()
         if reason == "done" and r.state.step < r.config.train.total_steps:
             reason = "stopped"
         return Outcome(
             reason=reason,
             state=r.state,
-            first_step=first,
-            last_loss=self._last_loss,
-            train_loss=self._ema.history[-1][1] if self._ema.history else None,
+            first_step=self._first,
+            train_loss=self._ema.value,
             final=self._val,
             seconds=time.monotonic() - start,
             tokens=self._tokens,
-            peak_tokens_per_s=self._peak_speed,
             skipped_steps=self._skipped,
-            checkpoint=self._checkpoint,
+            checkpoint=r.checkpoint,
             seconds_by_phase=self._phase_seconds,
-            losses=[v for _, v in self._ema.history],
         )
+
+    def _steps(self) -> Reason:
+        r = self.r
+        mark = time.monotonic()
+        for batch in r.batches:
+            metrics = self._step(batch)
+            step = r.state.step
+            now = time.monotonic()
+            if step > self._first + 1:  # the first step compiles and allocates
+                self._step_seconds += now - mark
+                self._timed_tokens += batch.tokens
+            self._phase_seconds["steps"] = self._phase_seconds.get("steps", 0.0) + now - mark
+            # A signal that comes later than here stops the next step, which then saves.
+            received = r.signals.received
+            if received is not None:
+                name = "Ctrl-C" if received == signal.SIGINT else "SIGTERM"
+                r.console.warn(f"{name}: saving step {step:,} (Ctrl-C again to abort)")
+            stop = received is not None or step >= r.stop_step
+            if not self._finite(metrics, step, stop=stop):
+                return "not finite"
+            try:
+                self._events(metrics, step, stop=stop)
+            except PippinError as error:
+                raise self._saved_first(error) from error
+            if received is not None:
+                return "interrupted" if received == signal.SIGINT else "terminated"
+            if stop:
+                break
+            mark = time.monotonic()
+        return "done"
+
+    def _saved_first(self, error: PippinError) -> PippinError:
+        """Where the disk refused something else than a checkpoint, try to save before the end."""
+        if error.code != "P312":
+            return error
+        state = self.r.state
+        if self.r.checkpoint is None or self.r.meta.step != state.step:
+            try:
+                self._save()
+            except PippinError as second:
+                self.r.console.warn(f"while step {state.step:,} was saved: {second.what}")
+        if self.r.checkpoint is not None:
+            again = f"python train.py --resume {shlex.quote(str(self.r.folder))}"
+            error.kept = f"saved: {self.r.checkpoint}; go on with {again}"
+        return error
 
     def _step(self, batch: StepBatches) -> Mapping[str, Lazy]:
         r = self.r
@@ -199,6 +158,7 @@ class Loop:
             metrics = r.backend.train_step(batch.micro, hyper)
         r.state.step = batch.step
         r.state.tokens_seen += batch.tokens
+        self._seen.append((batch.step, r.state.tokens_seen))
         self._tokens += batch.tokens
         return metrics
 
@@ -219,8 +179,26 @@ class Loop:
         self._in_a_row = int(float(metrics["skipped_in_a_row"]))
         if self._in_a_row < train.max_skipped_steps:
             return True
-        self._save(step)
+        self._roll_back()
+        self._save()
         return False
+
+    def _unread_steps(self) -> int:
+        """Steps that may have been skipped since the last good one when that is noticed."""
+        return self.r.config.train.max_skipped_steps + CHECK_EVERY + 1
+
+    def _roll_back(self) -> None:
+        """Count the steps that were skipped in a row as not taken, so that a resume takes them again.
+
+        They changed nothing, so the weights are those of the last good step, and by that number
+        they are saved. It never goes back behind the start of this part of the run.
+        """
+        state = self.r.state
+        while len(self._seen) > 1 and self._seen[-1][0] > state.step - self._in_a_row:
+            self._seen.pop()
+        state.step, state.tokens_seen = self._seen[-1]
+        if state.best_step is not None:
+            state.best_step = min(state.best_step, state.step)
 
     def _tokens_per_step(self) -> int:
         c = self.r.config
@@ -245,7 +223,7 @@ class Loop:
         elif r.console.interactive:
             self._live(step)
         if stop or (self._saves(step) and self._in_a_row == 0):
-            self._save(step)
+            self._save()
         if step in self._samples and r.sample is not None and r.signals.received is None:
             begin = time.monotonic()
             r.sample(step)
@@ -258,18 +236,22 @@ class Loop:
         begin = time.monotonic()
         self._val = evaluate(self.r.backend, self.r.eval_batches, token_bytes=self.r.token_bytes)
         self._val_step = step
+        state = self.r.state
+        self._val_is_best = is_better(self._val.loss, state.best_val_loss)
+        if self._val_is_best:
+            state.best_val_loss, state.best_step = self._val.loss, step
+        if not math.isfinite(self._val.loss):
+            self.r.console.warn(f"step {step}: the validation loss is not finite")
         self._add_phase("validation", begin)
 
     def _log(self, metrics: Mapping[str, Lazy], step: int) -> None:
         r, train = self.r, self.r.config.train
         loss = float(metrics["loss"])
         grad = float(metrics["grad_norm"])
-        self._last_loss = loss
         average = self._ema.update(step, loss)
         self._recent.append(average)
         speed = self._timed_tokens / self._step_seconds if self._step_seconds > 0 else None
         if speed is not None:
-            self._peak_speed = max(self._peak_speed, speed)
             self._last_speed = speed
         seconds_a_step = self._tokens_per_step() / speed if speed else None
         self._step_seconds, self._timed_tokens = 0.0, 0
@@ -303,10 +285,6 @@ class Loop:
             row["val_bits_per_byte"] = val.bits_per_byte
         r.log.row(step, row)
         r.console.emit("row", {"step": step, **{k: v for k, v in row.items() if _jsonable(v)}})
-        best = r.state.best_val_loss
-        is_best = val is not None and (best is None or val.loss < best)
-        if val is not None and is_best and not self._saves(step):
-            r.state.best_val_loss = val.loss  # the file follows at the next save that is as good
         shown = step in self._shown or r.console.every_row or r.console.wants_plain_row()
         if shown or step == r.stop_step or r.signals.received is not None:
             r.console.row(
@@ -315,7 +293,7 @@ class Loop:
                     loss=average,
                     trend=self._ema.trend(train.total_steps),
                     val=val.loss if val else None,
-                    val_is_best=is_best,
+                    val_is_best=val is not None and self._val_is_best,
                     lr=hyper.lr["matrix"],
                     grad=grad,
                     tokens_per_s=speed,
@@ -356,55 +334,16 @@ class Loop:
             parts.append(f"MFU {100 * mfu:.0f} %")
         if used:
             parts.append(fmt.gigabytes(used))
-        if self._checkpoint is not None:
+        if r.checkpoint is not None:
             parts.append(f"saved step {r.meta.step:,}")
         r.console.progress(
             Progress(step, r.stop_step, text, list(self._recent), r.floor_nats, " · ".join(parts))
         )
 
-    def _save(self, step: int) -> None:
-        """Write the checkpoint of a step, then best and pruning. The previous one stays until then.
-
-        Skipped steps changed nothing, so the weights are those of the last good step, and that is the
-        step that is saved: a resume takes the skipped ones again.
-        """
-        r, train = self.r, self.r.config.train
+    def _save(self) -> None:
         begin = time.monotonic()
-        r.state.step = step = step - self._in_a_row
-        r.state.tokens_seen -= self._in_a_row * self._tokens_per_step()
-        path = r.folder / step_file_name(step, r.backend.suffix)
-        val = self._val if self._val_step >= step else None
-        recorded = r.meta.loop.get("saved_best_val_loss")
-        better = val is not None and (recorded is None or val.loss < recorded)
-        if better and val is not None:
-            r.state.best_val_loss = min(val.loss, r.state.best_val_loss or val.loss)
-            r.state.best_step = step
-            recorded = val.loss
-        loop = {
-            "best_val_loss": r.state.best_val_loss,
-            "best_step": r.state.best_step,
-            "saved_best_val_loss": recorded,
-        }
-        meta = replace(r.meta, step=step, tokens_seen=r.state.tokens_seen, loop=loop)
-        if path not in list_checkpoints(r.folder) or step != self.r.meta.step:
-            path = r.backend.save(path, meta, optimizer=True).result()
-        r.meta = meta
-        self._checkpoint = path
-        best = r.folder / f"best{r.backend.suffix}"
-        if better:
-            link_best(path, best)
-        prune(r.folder, keep=train.ckpt_keep, protect=(path,))
-        write_json(
-            r.folder / "training_state.json",
-            {
-                "step": step,
-                "total_steps": train.total_steps,
-                "tokens_seen": r.state.tokens_seen,
-                "checkpoint": path.name,
-                **{k: v for k, v in loop.items() if v is not None},
-                "note": "for people; never read back",
-            },
-        )
+        val = self._val if self._val_step >= self.r.state.step else None
+        save(self.r, val)
         self._add_phase("saving", begin)
 
 

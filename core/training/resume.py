@@ -4,17 +4,21 @@ The architecture, the data and the seed are the checkpoint's; a configuration th
 an error that shows both. Lengths, rates, intervals and the backend may change.
 """
 
+import shlex
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint import Meta, OpenCheckpoint, list_checkpoints, newest_valid, verify
-from core.config.load import AUTO, Draft, Source
-from core.config.schema import RunConfig, is_auto_key
+from numpy.typing import NDArray
+
+from core.checkpoint import Checkpoint, Meta, OpenCheckpoint, list_checkpoints, newest_valid, verify
+from core.config.draft import AUTO, Draft, Source
+from core.config.rates import scale_rates
+from core.config.schema import RunConfig, is_auto_key, key_names
 from core.errors import PippinError
 from core.paths import STEP_FILE
-from core.training.loop import Progressed
+from core.training.run import Progressed
 from core.training.runfolder import RUNS_DIR, find_run, run_names
 from core.training.textdata import TextData
 
@@ -29,26 +33,46 @@ FIXED = (
     "train.optimizer",
     "train.micro_batch_size x train.grad_accum_steps",
 )
-# A key that was derived from another: it follows if only the other is given on resume.
-DERIVED = {
-    "train.lr": (
-        "train.min_lr",
-        "train.lr_matrix",
-        "train.lr_embed",
-        "train.lr_head",
-        "train.lr_vector",
-    ),
-    "train.backend": ("train.precision", "train.compile"),
-}
+# A key that depends on another: it is decided again if only the other is given on resume. Precision
+# is not among them: it is part of the experiment, whatever the backend.
+DERIVED = {"train.backend": ("train.compile",)}
+# Keys that change nothing of what a step computes.
+OUTWARD = (
+    "data.input_file",
+    "data.prefetch",
+    "data.shards_dir",
+    "train.backend",
+    "train.ckpt_interval",
+    "train.ckpt_keep",
+    "train.eval_interval",
+    "train.eval_tokens",
+    "train.log_interval",
+    "train.max_skipped_steps",
+    "train.memory_fraction",
+    "train.minutes",
+    "train.preflight",
+    "train.sample_tokens",
+    "train.samples",
+    "train.save_dir",
+)
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint to go on from; `folder` is None where it lies outside any run folder."""
+    """A checkpoint to go on from.
+
+    Attributes:
+        path: The checkpoint.
+        folder: Its run folder, None where it lies outside any.
+        meta: Its meta.
+        later: Checkpoints of the folder that `--overwrite` gives up, removed when the run is about to
+            start.
+    """
 
     path: Path
     folder: Path | None
     meta: Meta
+    later: tuple[Path, ...] = ()
 
 
 def find(
@@ -66,14 +90,14 @@ def find(
             newest run below ./checkpoints.
         save_dir: Run folder of the configuration, if it has one.
         open_checkpoint: Opens a file of either suffix.
-        drop_later: Whether checkpoints after a named one may be removed.
+        drop_later: Whether checkpoints after a named one may be given up; nothing is removed here.
         warn: Told of every damaged checkpoint that was skipped.
 
     Raises:
         PippinError: P302 where there is nothing to resume, P303 where nothing is intact.
     """
     if name is not None and Path(name).is_file():
-        return _from_file(Path(name), open_checkpoint, drop_later=drop_later, warn=warn)
+        return _from_file(Path(name), open_checkpoint, drop_later=drop_later)
     if name is None:
         runs = run_names()
         name = save_dir or (str(RUNS_DIR / runs[0]) if runs else None)
@@ -96,9 +120,7 @@ def find(
     return ResumePoint(path, folder, _meta(path, open_checkpoint))
 
 
-def _from_file(
-    path: Path, open_checkpoint: OpenCheckpoint, *, drop_later: bool, warn: Callable[[str], None]
-) -> ResumePoint:
+def _from_file(path: Path, open_checkpoint: OpenCheckpoint, *, drop_later: bool) -> ResumePoint:
     ckpt = open_checkpoint(path)
     try:
         verify(ckpt)
@@ -107,7 +129,7 @@ def _from_file(
     meta = _meta(path, open_checkpoint)
     if not (path.parent / "config.json").is_file():
         return ResumePoint(path, None, meta)
-    later = [p for p in list_checkpoints(path.parent) if _step(p) > meta.step]
+    later = tuple(p for p in list_checkpoints(path.parent) if _step(p) > meta.step)
     if later and not drop_later:
         raise PippinError(
             "P302",
@@ -116,10 +138,7 @@ def _from_file(
             remedy=f"--resume {path.parent} for the newest, or add --overwrite to drop the later",
             kept="nothing was changed.",
         )
-    for old in later:
-        old.unlink()
-        warn(f"{old.name} was removed: the run goes on from step {meta.step}")
-    return ResumePoint(path, path.parent, meta)
+    return ResumePoint(path, path.parent, meta, later)
 
 
 def _step(path: Path) -> int:
@@ -144,7 +163,9 @@ def _meta(path: Path, open_checkpoint: OpenCheckpoint) -> Meta:
 
 
 def follow(draft: Draft, given: Collection[str], saved: Mapping[str, Any]) -> None:
-    """Open again what was derived from a key that is given anew, unless it is given too."""
+    """Let what depends on a key follow it where it is given anew, unless it is given too."""
+    if "train.lr" in given:
+        scale_rates(draft, old_lr=float(saved["train"]["lr"]), given=given)
     for name, followers in DERIVED.items():
         section, _, key = name.partition(".")
         if name not in given or draft.values[name] == saved[section][key]:
@@ -152,6 +173,61 @@ def follow(draft: Draft, given: Collection[str], saved: Mapping[str, Any]) -> No
         for derived in followers:
             if derived not in given and is_auto_key(derived):
                 draft.set(derived, AUTO, Source("default"))
+
+
+def refuse_flags(start: ResumePoint, asked: Draft) -> None:
+    """Refuse what is given but could have no effect on a run that goes on.
+
+    Raises:
+        PippinError: P302 for another run folder, P012 for a time.
+    """
+    again = f"python train.py --resume {shlex.quote(str(start.folder or start.path))}"
+    if asked.sources["train.minutes"].kind == "flag":
+        total = start.meta.config["train"]["total_steps"]
+        raise PippinError(
+            "P012",
+            f"--minutes decides the length of a new run; this one is {total} steps long.",
+            found=f"the checkpoint is at step {start.meta.step}",
+            remedy=f"{again} train.total_steps={max(2 * total, start.meta.step + 1)}"
+            "   (longer), or leave --minutes out",
+            kept="nothing was changed.",
+        )
+    save_dir = Path(str(asked.values["train.save_dir"]))
+    given = asked.sources["train.save_dir"].kind != "default" and not asked.is_auto(
+        "train.save_dir"
+    )
+    if start.folder is not None and given and save_dir.resolve() != start.folder.resolve():
+        raise PippinError(
+            "P302",
+            f"the run {start.folder} goes on in its own folder, not in {save_dir}.",
+            remedy=f"{again}   (there), or copy the folder and resume the copy",
+            kept="nothing was changed.",
+        )
+
+
+def refuse_finished(start: ResumePoint, total_steps: int, max_steps: int | None) -> None:
+    """Refuse a run that would end before its first step.
+
+    Args:
+        start: The checkpoint.
+        total_steps: Length of the schedule now.
+        max_steps: `--max-steps`, if given.
+
+    Raises:
+        PippinError: P302, with a longer length.
+    """
+    step = start.meta.step
+    stop = total_steps if max_steps is None else min(max_steps, total_steps)
+    if stop > step:
+        return
+    again = f"python train.py --resume {shlex.quote(str(start.folder or start.path))}"
+    if step < total_steps:
+        what = f"the checkpoint is at step {step}, and --max-steps is {max_steps}."
+        remedy = f"{again} --max-steps {min(step + 100, total_steps)}"
+    else:
+        what = f"the run is finished: its checkpoint is at step {step} of {total_steps}."
+        remedy = f"{again} train.total_steps={max(2 * total_steps, step + 1)}"
+    raise PippinError("P302", what, remedy=remedy, kept="nothing was changed.")
 
 
 def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) -> None:
@@ -213,4 +289,57 @@ def state_of(meta: Meta) -> Progressed:
         tokens_seen=meta.tokens_seen,
         best_val_loss=meta.loop.get("best_val_loss"),
         best_step=meta.loop.get("best_step"),
+        saved_best_val_loss=meta.loop.get("saved_best_val_loss"),
+        saved_best_step=meta.loop.get("saved_best_step", meta.loop.get("best_step")),
     )
+
+
+def same_curve(start: ResumePoint, config: RunConfig, version: str) -> str:
+    """What the rest of the run has in common with an uninterrupted one, in words.
+
+    Args:
+        start: The checkpoint.
+        config: The configuration of the rest.
+        version: Version of the framework that computes it.
+    """
+    saved = RunConfig.model_validate(start.meta.config)
+    keys = [k for k in key_names() if k not in OUTWARD]
+    changed = [k for k in keys if _get(saved, k) != _get(config, k)]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        return f"same data order, other {', '.join(changed[:3])}{more}"
+    backend = start.meta.backend
+    if backend.get("name") != config.train.backend:
+        return f"same data order, and the same curve to rounding on {config.train.backend}"
+    if backend.get("version") != version:
+        return "same data order, and the same curve to rounding: another version of the framework"
+    return "same data order, same curve"
+
+
+class Continued:
+    """A checkpoint as a resumed run takes it: steps skipped in a row are counted anew.
+
+    Those that were counted before the end are either taken again or behind the run.
+    """
+
+    def __init__(self, ckpt: Checkpoint) -> None:
+        state = {**ckpt.meta.backend_state, "skipped_in_a_row": 0.0}
+        self.meta = replace(ckpt.meta, backend_state=state)
+        self.names = ckpt.names
+        self._ckpt = ckpt
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._ckpt.shape(name)
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor."""
+        return self._ckpt.dtype(name)
+
+    def read(self, name: str) -> NDArray[Any]:
+        """Values of a tensor, verified."""
+        return self._ckpt.read(name)
+
+    def close(self) -> None:
+        """Give back the file."""
+        self._ckpt.close()

@@ -1,31 +1,32 @@
 """The run folder: its name, its lock, what may be written into it.
 
 One process trains in a folder at a time (an advisory lock that the system releases when the process
-dies). A folder that holds a checkpoint is never written without `--resume` or `--overwrite`.
+dies). A folder that holds a checkpoint is never written without `--resume` or `--overwrite`, and only
+what a run wrote is ever removed from it.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from core.checkpoint import clean_temporaries, list_checkpoints
+from core.config.schema import SECTIONS
 from core.errors import PippinError
 from core.paths import is_safe_name
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; the lock file's pid is then the only guard
-    fcntl = None  # type: ignore[assignment]
+from core.training.disk import disk_error
 
 RUNS_DIR = Path("checkpoints")
 LOCK_NAME = ".lock"
-# What a run writes; `--overwrite` removes these and nothing else.
+BEST_FILES = ("best.npz", "best.pt")
+# What a run writes besides its checkpoints; a fresh start removes these and nothing else.
 OWN_FOLDERS = ("logs", "samples", "plots")
 OWN_FILES = (
     "config.json",
@@ -33,8 +34,13 @@ OWN_FILES = (
     "training_report.md",
     "model_card.md",
     "tokenizer.model",
-    "tokenizer.json",
+    "tokenizer.pippin.json",
+    "logs/metrics.jsonl",
+    "logs/final_training_summary.json",
+    "samples/samples.jsonl",
+    "plots/loss.png",
 )
+TENSORBOARD = Path("logs") / "tensorboard"
 
 
 def next_free_name(stem: str, runs_dir: Path = RUNS_DIR) -> Path:
@@ -79,6 +85,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []
 
     @property
     def logs(self) -> Path:
@@ -86,6 +93,7 @@ class RunFolder:
         return self.path / "logs"
 
     def __enter__(self) -> "RunFolder":
+        self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -105,20 +113,22 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None:
+            self._remove_if_empty()
         self._release()
 
+    def _remove_if_empty(self) -> None:
+        """Take back folders that this run made and wrote nothing into, so that no name is taken."""
+        if not self._made or {p.name for p in self.path.iterdir()} != {LOCK_NAME, self.logs.name}:
+            return
+        with contextlib.suppress(OSError):  # the logs are not empty, or another run came in
+            self.logs.rmdir()
+            (self.path / LOCK_NAME).unlink()
+            for folder in self._made:
+                folder.rmdir()
+
     def _not_writable(self, error: OSError) -> PippinError:
-        free = ""
-        with contextlib.suppress(OSError):
-            usage = shutil.disk_usage(next(p for p in self.path.absolute().parents if p.exists()))
-            free = f"{usage.free / 1e9:.1f} GB are free on its disk."
-        return PippinError(
-            "P312",
-            f"the run folder {self.path} cannot be written: {error.strerror or error}.",
-            found=free,
-            remedy="python train.py --save-dir FOLDER   (another place)",
-            kept="nothing was started.",
-        )
+        return disk_error(self.path, error, kept="nothing was started.")
 
     def _acquire(self) -> None:
         path = self.path / LOCK_NAME
@@ -126,19 +136,18 @@ class RunFolder:
             handle = path.open("a+", encoding="utf-8")
         except OSError as error:
             raise self._not_writable(error) from error
-        if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                handle.seek(0)
-                owner = _owner(handle.read())
-                handle.close()
-                raise PippinError(
-                    "P310",
-                    f"the run folder {self.path} is in use{owner}.",
-                    remedy="wait for it, stop it, or give another --save-dir",
-                    kept="nothing was started.",
-                ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            owner = _owner(handle.read())
+            handle.close()
+            raise PippinError(
+                "P310",
+                f"the run folder {self.path} is in use{owner}.",
+                remedy="wait for it, stop it, or give another --save-dir",
+                kept="nothing was started.",
+            ) from error
         handle.seek(0)
         handle.truncate()
         json.dump({"pid": os.getpid(), "started": time.time(), "host": platform.node()}, handle)
@@ -160,29 +169,73 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def clear(self) -> None:
-        """Remove what an earlier run wrote here (`--overwrite`), and nothing else."""
-        for path in list_checkpoints(self.path):
-            path.unlink()
-        for pattern in ("best.npz", "best.pt", *OWN_FILES):
-            (self.path / pattern).unlink(missing_ok=True)
-        for name in OWN_FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        self.logs.mkdir(parents=True, exist_ok=True)
+    def clear(self, *, keep: Collection[Path] = ()) -> None:
+        """Remove what an earlier run wrote here, and nothing else, for a fresh start.
+
+        Args:
+            keep: Checkpoints that stay: the one that is being read.
+
+        Raises:
+            PippinError: P311 if this is no run's folder, P312 if a file cannot be removed.
+        """
+        refuse_existing(self.path, overwrite=True)
+        kept = {path.resolve() for path in keep}
+        own = [self.path / name for name in (*BEST_FILES, *OWN_FILES)]
+        try:
+            for path in (*list_checkpoints(self.path), *own):
+                if path.resolve() not in kept:
+                    path.unlink(missing_ok=True)
+            if (self.path / TENSORBOARD).is_dir():
+                shutil.rmtree(self.path / TENSORBOARD)
+            for name in OWN_FOLDERS:
+                with contextlib.suppress(OSError):  # absent, or it holds something of the user's
+                    (self.path / name).rmdir()
+            self.logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from error
 
 
-def refuse_existing(path: Path) -> None:
-    """Refuse a folder that holds a checkpoint, naming both flags.
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's: it holds checkpoints, or the configuration of a run."""
+    if list_checkpoints(path) or any((path / name).is_file() for name in BEST_FILES):
+        return True
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and set(config) == set(SECTIONS)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Refuse a fresh start in a folder that holds a run, or files of others by a run's names.
+
+    Args:
+        path: Run folder to be; need not exist.
+        overwrite: Whether an earlier run may be removed.
 
     Raises:
-        PippinError: P311.
+        PippinError: P311, naming what mends it.
     """
-    if path.is_dir() and list_checkpoints(path):
+    if not is_run(path):
+        foreign = [n for n in (*OWN_FILES, str(TENSORBOARD)) if (path / n).exists()]
+        if foreign:
+            raise PippinError(
+                "P311",
+                f"{path} is not a run's folder, and a run would write over {foreign[0]} in it.",
+                found="--overwrite removes what a run wrote, never anything else.",
+                remedy="another --save-dir, or leave it out: a free name is taken",
+                kept="nothing was changed.",
+            )
+        return
+    held = [p.name for p in list_checkpoints(path)]
+    held += [name for name in BEST_FILES if (path / name).is_file()]
+    if held and not overwrite:
+        target = path if list_checkpoints(path) else path / held[0]
         raise PippinError(
             "P311",
             f"{path} already holds a run.",
-            found=f"newest: {list_checkpoints(path)[0].name}",
-            remedy=f"python train.py --resume {path}   or add --overwrite to start anew there",
+            found=f"newest: {held[0]}",
+            remedy=f"python train.py --resume {target}   or add --overwrite to start anew there",
             kept="nothing was changed.",
         )
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from core.training.disk import writing
+
 METRICS_NAME = "metrics.jsonl"
 SUMMARY_NAME = "final_training_summary.json"
 
@@ -31,40 +33,53 @@ def strict(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file in one piece: a reader sees the old or the new one."""
+    """Write a JSON file in one piece: a reader sees the old or the new one.
+
+    Raises:
+        PippinError: P312 if the disk refuses.
+    """
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_text(
-        json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    temporary.replace(path)
+    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    with writing(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class RunLog:
-    """Appends rows; keeps the last one of each series for the summary."""
+    """Appends rows, and hands them to TensorBoard where it is there.
+
+    Raises:
+        PippinError: P312, here and in each method, if the disk refuses.
+    """
 
     def __init__(self, logs: Path, *, tensorboard: _Writer | None = None) -> None:
         self.path = logs / METRICS_NAME
-        self._logs = logs
-        self._file = self.path.open("a", encoding="utf-8")
+        with writing(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
         self._tensorboard = tensorboard
 
     def row(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one row, with its step and a timestamp in seconds since 1970."""
         data = strict({"step": step, **values, "timestamp": time.time()})
-        self._file.write(json.dumps(data, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._tensorboard is not None:
-            for name, value in data.items():
-                if isinstance(value, (int, float)) and name not in ("step", "timestamp"):
-                    self._tensorboard.add_scalar(name, float(value), step)
+        with writing(self.path):
+            self._file.write(json.dumps(data, allow_nan=False) + "\n")
+            self._file.flush()
+            if self._tensorboard is not None:
+                for name, value in data.items():
+                    if isinstance(value, (int, float)) and name not in ("step", "timestamp"):
+                        self._tensorboard.add_scalar(name, float(value), step)
 
     def close(self) -> None:
         """Flush to disk and close."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
 
 
 def open_tensorboard(logs: Path) -> _Writer | None:

@@ -1,37 +1,31 @@
 """One call of train.py, from options to the exit code: decide, prepare, check, train, sum up.
 
-The order matters: everything that can be refused is refused before a framework is imported, and
-everything that a run needs is checked before step 1.
+The order matters: the command line and the configuration are checked first, then the text is prepared,
+then the machine's speed is measured where something depends on it (which imports the framework), and
+the run folder is touched last. Everything that a run needs is checked before step 1.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from core.backend import Backend, Batch
-from core.checkpoint import Meta, initial_checkpoint
-from core.config.load import Draft, Source, build, from_resolved, load, nested
+from core.checkpoint import initial_checkpoint
+from core.config.draft import Draft, Source
+from core.config.load import build, from_resolved, load, nested
 from core.config.schema import RunConfig, key_names
-from core.data.loader import EvalBatches, TrainLoader
 from core.data.prepare import prepare
-from core.errors import EXIT_SIGINT, EXIT_SIGTERM, PippinError
+from core.errors import PippinError
 from core.machine import detect
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early
 from core.machine.memory import checkpoint_bytes, predict_training_memory
 from core.machine.speed import measure_tokens_per_s
 from core.params import ParamSpec, num_parameters, param_specs
 from core.training import format as fmt
-from core.training import preflight, resume, summary
+from core.training import resume
 from core.training.console import Console
-from core.training.loop import Loop, Progressed, Run, not_finite_error
+from core.training.execute import Job, execute
 from core.training.options import Backends, Options
 from core.training.runfolder import RunFolder, next_free_name, refuse_existing
-from core.training.runlog import RunLog, cut_after, open_tensorboard, write_json
-from core.training.samples import Sampler
-from core.training.signals import StopSignals
 from core.training.textdata import TextData, text_data
 
 PROBE_SECONDS = 2.0
@@ -58,12 +52,13 @@ class Session:
         start = self._resume_point()
         draft = self._draft(start)
         device = self._device(draft)
+        if self.options.max_steps is not None and draft.is_auto("train.total_steps"):
+            draft.set("train.total_steps", self.options.max_steps, Source("flag", "--max-steps"))
         if self.options.manual_config:
             self._require_complete(draft)
         resolve_early(draft, device)
         prepared = self._prepare(draft, start)
         speed = self._resolve(draft, prepared, device)
-        stop_step = self._stop_step(draft, start)
         folder = self._folder(draft, start)
         config = build(draft)
         if start is not None:
@@ -71,18 +66,23 @@ class Session:
         if self.options.print_config:
             self._print_config(draft)
             return 0
+        stop_step = self._stop_step(draft, start)
         specs = param_specs(config.model)
         self.console.decided(draft)
         self._forecast(config, specs, device, speed, stop_step)
         if self.options.dry_run:
-            self.console.print(" dry run    nothing was trained or written", always=True)
+            self.console.print(
+                f" dry run    nothing was trained; the prepared text is in {prepared.folder}",
+                always=True,
+            )
             return 0
-        if start is None and not self.options.overwrite:
-            refuse_existing(folder)
+        job = Job(config, specs, prepared, start, stop_step)
+        if job.is_new_folder:
+            refuse_existing(folder, overwrite=self.options.overwrite)
         with RunFolder(folder) as run_folder:
-            if start is None and self.options.overwrite:
-                run_folder.clear()
-            return self._train(run_folder, config, specs, prepared, start, stop_step)
+            if job.is_new_folder:  # once more, since it can be locked by now
+                refuse_existing(folder, overwrite=self.options.overwrite)
+            return execute(job, run_folder, self.backends, self.console)
 
     # Deciding
 
@@ -108,6 +108,7 @@ class Session:
             config = o.config or (None if o.manual_config else "quickstart")
             return load(config=config, overrides=o.overrides, flags=o.flags())
         asked = load(config=o.config, overrides=o.overrides, flags=o.flags())
+        resume.refuse_flags(start, asked)
         draft = from_resolved(start.meta.config, str(start.path))
         for name, source in asked.sources.items():
             if source.kind in ("file", "preset", "flag") and not asked.is_auto(name):
@@ -181,8 +182,6 @@ class Session:
             name=prepared.name,
             is_stories=draft.values["data.input_file"] is None,
         )
-        if self.options.max_steps is not None and draft.is_auto("train.total_steps"):
-            draft.set("train.total_steps", self.options.max_steps, Source("flag", "--max-steps"))
         measure: Callable[[RunConfig], float] | None = self._measure
         if self.options.manual_config:
             measure = None
@@ -203,6 +202,8 @@ class Session:
     def _stop_step(self, draft: Draft, start: resume.ResumePoint | None) -> int:
         total = int(draft.values["train.total_steps"])
         limit = self.options.max_steps
+        if start is not None:
+            resume.refuse_finished(start, total, limit)
         if limit is None:
             return total
         if limit < total:
@@ -211,20 +212,12 @@ class Session:
             )
         elif draft.sources["train.total_steps"].where == "--max-steps":
             self.console.fact("length", f"--max-steps {limit} is the length of the run")
-        stop = min(limit, total)
-        if start is not None and stop <= start.meta.step:
-            raise PippinError(
-                "P302",
-                f"the checkpoint is at step {start.meta.step} and --max-steps is {limit}.",
-                remedy=f"--max-steps {start.meta.step + 100}",
-                kept="nothing was changed.",
-            )
-        return stop
+        return min(limit, total)
 
     def _folder(self, draft: Draft, start: resume.ResumePoint | None) -> Path:
         if start is not None and start.folder is not None:
             draft.set("train.save_dir", str(start.folder), Source("checkpoint", str(start.path)))
-        elif start is not None:
+        elif start is not None and draft.sources["train.save_dir"].kind == "checkpoint":
             name = next_free_name(start.path.stem)
             draft.set("train.save_dir", str(name), Source("auto", reason="next free name"))
         return Path(draft.values["train.save_dir"])
@@ -276,145 +269,3 @@ class Session:
                 ),
                 kept="nothing was started.",
             )
-
-    # Training
-
-    def _train(
-        self,
-        folder: RunFolder,
-        config: RunConfig,
-        specs: tuple[ParamSpec, ...],
-        prepared: TextData,
-        start: resume.ResumePoint | None,
-        stop_step: int,
-    ) -> int:
-        t = config.train
-        meta = self._meta(config, specs, prepared, start)
-        backend = self.backends.load(t.backend)(config, specs, mode="train")
-        try:
-            eval_batches = EvalBatches(
-                prepared.open("val"),
-                seq_len=config.data.seq_len,
-                batch_size=t.micro_batch_size,
-                max_tokens=t.eval_tokens,
-                vocab_size=config.model.vocab_size,
-            )
-            first = next(iter(eval_batches))
-            self._load(backend, config, specs, start, first, meta)
-            state = Progressed()
-            if start is not None:
-                state = resume.state_of(start.meta)
-                cut = cut_after(folder.logs / "metrics.jsonl", state.step)
-                if cut:
-                    self.console.fact("log", f"{cut} rows after step {state.step} were dropped")
-            write_json(folder.path / "config.json", config.model_dump(mode="json"))
-            prepared.tokenizer.save(folder.path)
-            log = RunLog(folder.logs, tensorboard=open_tensorboard(folder.logs))
-            with (
-                StopSignals(self.console.warn) as signals,
-                TrainLoader(
-                    prepared.open("train"),
-                    seq_len=config.data.seq_len,
-                    micro_batch_size=t.micro_batch_size,
-                    grad_accum_steps=t.grad_accum_steps,
-                    seed=t.seed,
-                    vocab_size=config.model.vocab_size,
-                    start_step=state.step + 1,
-                    prefetch=config.data.prefetch,
-                ) as batches,
-            ):
-                sampler = Sampler(backend, prepared, config, self.console, folder.path)
-                run = Run(
-                    config=config,
-                    specs=specs,
-                    backend=backend,
-                    batches=batches,
-                    eval_batches=eval_batches,
-                    token_bytes=prepared.tokenizer.token_bytes(),
-                    folder=folder.path,
-                    log=log,
-                    console=self.console,
-                    signals=signals,
-                    meta=meta,
-                    state=state,
-                    stop_step=stop_step,
-                    floor_nats=prepared.floor_nats_per_token,
-                    device_name=backend.device_info().device,
-                    sample=sampler if t.samples else None,
-                )
-                outcome = Loop(run).run()
-            log.close()
-            if outcome.reason == "not finite":
-                raise not_finite_error(run, outcome)
-            summary.finish(run, outcome, prepared, skills=outcome.reason == "done")
-        finally:
-            backend.close()
-        return {"interrupted": EXIT_SIGINT, "terminated": EXIT_SIGTERM}.get(outcome.reason, 0)
-
-    def _meta(
-        self,
-        config: RunConfig,
-        specs: tuple[ParamSpec, ...],
-        prepared: TextData,
-        start: resume.ResumePoint | None,
-    ) -> Meta:
-        tokenizer = {
-            "sha256": prepared.tokenizer.fingerprint,
-            "vocab_size": prepared.tokenizer.vocab_size,
-        }
-        data = {"manifest_sha256": prepared.manifest_sha256, "seed": config.train.seed}
-        meta = initial_checkpoint(config, specs, tokenizer=tokenizer, data=data).meta
-        if start is None:
-            return meta
-        return replace(meta, step=start.meta.step, loop=dict(start.meta.loop))
-
-    def _load(
-        self,
-        backend: Backend,
-        config: RunConfig,
-        specs: tuple[ParamSpec, ...],
-        start: resume.ResumePoint | None,
-        batch: Batch,
-        meta: Meta,
-    ) -> None:
-        """Preflight, then the run's own weights."""
-        vocab = config.model.vocab_size
-        fresh = start is None
-        ckpt = self.backends.open_checkpoint(start.path) if start is not None else None
-        try:
-            if config.train.preflight:
-                probe = preflight.ProbeCheckpoint(replace(meta, step=0), specs)
-                with self.console.phase("checks", "checking causality"):
-                    backend.load(probe, optimizer=True)
-                    row = _one_row(batch)
-                    preflight.causality(
-                        backend, row, vocab_size=vocab, precision=config.train.precision
-                    )
-            if ckpt is None:
-                backend.load(initial_checkpoint(config, specs))
-            else:
-                backend.load(ckpt, optimizer=True)
-            if config.train.preflight:
-                loss = preflight.first_loss(backend, batch, vocab_size=vocab, fresh=fresh)
-                equal = f"= ln {vocab}" if fresh else f"below 1.5 ln {vocab}"
-                self.console.fact("checks", f"causality ok · first loss {loss:.2f} {equal} ok")
-        finally:
-            if ckpt is not None:
-                ckpt.close()
-        where = Path(config.train.save_dir)
-        if start is not None:
-            self.console.fact(
-                "resumed",
-                f"{start.path.name} at step {start.meta.step:,} of {config.train.total_steps:,} "
-                f"({start.meta.backend.get('name', '?')}) · same data order, same curve",
-            )
-        self.console.fact("run", f"{where}   (watch: python tools/memory_monitor.py)")
-        self.console.print()
-
-
-def _one_row(batch: Batch) -> Batch:
-    return Batch(
-        np.ascontiguousarray(batch.tokens[:1]),
-        np.ascontiguousarray(batch.targets[:1]),
-        np.ascontiguousarray(batch.weights[:1]),
-    )

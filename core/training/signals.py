@@ -2,16 +2,17 @@
 
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 
 class StopSignals:
-    """While active, the first signal is remembered and a second Ctrl-C raises KeyboardInterrupt."""
+    """While active, the first signal is remembered and a second Ctrl-C raises KeyboardInterrupt.
 
-    def __init__(self, announce: Callable[[str], None]) -> None:
-        self._announce = announce
+    Nothing is printed here: a handler runs in the middle of anything, of another print too.
+    """
+
+    def __init__(self) -> None:
         self._previous: dict[int, Any] = {}
         self.received: int | None = None
 
@@ -34,5 +35,3 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        self._announce(f"{name}: stopping after this step (Ctrl-C again to abort without saving)")

@@ -1,25 +1,34 @@
 """The end of a run: figures from metrics.jsonl, a plot, a report, and what to type next."""
 
+import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from core.errors import PippinError
 from core.inference.evaluate import probe_skills
+from core.inference.text import printable
 from core.params import num_parameters
 from core.training import format as fmt
-from core.training.loop import Outcome, Run
+from core.training.console import Console
+from core.training.disk import writing
 from core.training.plots import loss_plot
+from core.training.run import Outcome, Run
+from core.training.runfolder import RUNS_DIR
 from core.training.runlog import METRICS_NAME, SUMMARY_NAME, read_rows, strict, write_json
 from core.training.textdata import TextData
 
 NUM_PROBES = 300
 PROBE_SEED = 7
 Skills = Mapping[str, tuple[int, int]]
+T = TypeVar("T")
 
 
 def finish(run: Run, outcome: Outcome, prepared: TextData, *, skills: bool) -> None:
     """Write the summary, plot and report of a run, and print the last zone of the terminal.
+
+    The run is saved by now, so whatever fails here is a warning.
 
     Args:
         run: The run.
@@ -27,31 +36,44 @@ def finish(run: Run, outcome: Outcome, prepared: TextData, *, skills: bool) -> N
         prepared: Its data.
         skills: Whether to hold the story exam, where the data has one.
     """
-    exam: Skills = {}
+    console, folder = run.console, run.folder
     probes = prepared.probes(NUM_PROBES, PROBE_SEED) if skills else ()
-    if probes:
-        with run.console.phase("skills", "asking questions about unseen stories"):
-            exam = probe_skills(
-                run.backend,
-                prepared.tokenizer,
-                probes,
-                max_seq_len=run.config.model.max_seq_len,
-            )
-    rows = read_rows(run.folder / "logs" / METRICS_NAME)
+
+    def ask() -> Skills:
+        with console.phase("skills", "asking questions about unseen stories"):
+            length = run.config.model.max_seq_len
+            return probe_skills(run.backend, prepared.tokenizer, probes, max_seq_len=length)
+
+    exam: Skills = (_or_warn(console, "the exam", ask) or {}) if probes else {}
+    rows = read_rows(folder / "logs" / METRICS_NAME)
     data = summarize(run, outcome, prepared, rows, exam)
-    write_json(run.folder / "logs" / SUMMARY_NAME, data)
-    plot = loss_plot(
-        rows,
-        run.folder / "plots" / "loss.png",
-        title=run.folder.name,
-        floor=run.floor_nats,
-        floor_label="entropy of the stories",
-    )
-    (run.folder / "training_report.md").write_text(
-        report(run, data, exam, prepared.chances(), plot), encoding="utf-8"
-    )
-    run.console.emit("summary", data)
+    _or_warn(console, "the summary", lambda: write_json(folder / "logs" / SUMMARY_NAME, data))
+
+    def draw() -> Path | None:
+        path = folder / "plots" / "loss.png"
+        label = "entropy of the stories"
+        return loss_plot(rows, path, title=folder.name, floor=run.floor_nats, floor_label=label)
+
+    plot = _or_warn(console, "the plot", draw)
+
+    def describe() -> None:
+        path = folder / "training_report.md"
+        with writing(path):
+            path.write_text(report(run, data, exam, prepared.chances(), plot), encoding="utf-8")
+
+    _or_warn(console, "the report", describe)
+    console.emit("summary", data)
     _print(run, outcome, prepared, data, exam, plot)
+
+
+def _or_warn(console: Console, what: str, make: Callable[[], T]) -> T | None:
+    """What `make` returns, or None and a warning where it fails."""
+    try:
+        return make()
+    except (PippinError, OSError, RuntimeError, ValueError) as error:
+        reason = error.what if isinstance(error, PippinError) else f"{error}"
+        console.warn(f"{what} could not be made: {fmt.one_line(reason)}")
+        return None
 
 
 def summarize(
@@ -137,7 +159,8 @@ def _print(
     best = folder / f"best{run.backend.suffix}"
     if best.exists():
         files.append(f"{best!s:<38} the best model, {fmt.gigabytes(best.stat().st_size)}")
-    files.append(f"{folder / 'training_report.md'!s:<38} curves, samples, settings")
+    if (folder / "training_report.md").exists():
+        files.append(f"{folder / 'training_report.md'!s:<38} curves, samples, settings")
     if plot is not None:
         files.append(f"{plot!s:<38} the loss curve")
     console.block("files", files)
@@ -172,19 +195,23 @@ def _notes(outcome: Outcome, warnings: Sequence[str]) -> list[str]:
 
 
 def _next(run: Run, outcome: Outcome, prepared: TextData) -> list[str]:
+    """Commands to type next; nothing in them, of the text least of all, can mean more to a shell."""
     folder = run.folder
-    name = folder.name if folder.parent.name == "checkpoints" else str(folder)
-    prompt = prepared.prompts()[0].replace('"', "'")
-    lines = [f'python generate.py --model_name {name} --prompt "{prompt}"']
+    quoted = shlex.quote(str(folder))
+    name = shlex.quote(folder.name) if folder.parent == RUNS_DIR else quoted
+    prompt = fmt.one_line(printable(prepared.prompts()[0]))
+    equals = "=" if prompt.startswith("-") else " "
+    lines = [f"python generate.py --model_name {name} --prompt{equals}{shlex.quote(prompt)}"]
     if outcome.state.step < run.config.train.total_steps:
-        lines.insert(0, f"python train.py --resume {folder}")
+        lines.insert(0, f"python train.py --resume {quoted}")
     else:
         more = 2 * run.config.train.total_steps
-        lines.append(f"python train.py --resume {folder} train.total_steps={more}")
+        lines.append(f"python train.py --resume {quoted} train.total_steps={more}")
     if outcome.checkpoint is not None:
         other = ".pt" if run.backend.suffix == ".npz" else ".npz"
         where = "mps, cuda, cpu" if other == ".pt" else "mlx"
-        lines.append(f"python convert.py {outcome.checkpoint} {folder.name}{other}   # for {where}")
+        paths = f"{shlex.quote(str(outcome.checkpoint))} {shlex.quote(folder.name + other)}"
+        lines.append(f"python convert.py {paths}   # for {where}")
     return lines
 
 

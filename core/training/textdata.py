@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from core.data import corpus
 from core.data.prepare import Prepared
@@ -27,6 +28,11 @@ class TextData:
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the shards."""
         return self.prepared.tokenizer
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards lie."""
+        return self.prepared.folder
 
     @property
     def manifest_sha256(self) -> str:

@@ -40,10 +40,11 @@ def test_an_unwritable_place_is_found_before_the_run(tmp_path):
 
 
 def test_a_folder_with_a_checkpoint_is_refused_naming_both_flags(tmp_path):
-    refuse_existing(tmp_path)
+    refuse_existing(tmp_path, overwrite=False)
     (tmp_path / "step_000010.npz").write_bytes(b"x")
     with pytest.raises(PippinError) as info:
-        refuse_existing(tmp_path)
+        refuse_existing(tmp_path, overwrite=False)
+    refuse_existing(tmp_path, overwrite=True)
     assert info.value.code == "P311"
     assert "--resume" in info.value.render() and "--overwrite" in info.value.render()
 

@@ -135,3 +135,12 @@ def test_the_plot_is_drawn_from_rows_and_needs_two(tmp_path):
     path = loss_plot(rows, tmp_path / "p" / "loss.png", title="x", floor=0.2)
     assert path is not None and path.read_bytes()[:4] == b"\x89PNG"
     assert loss_plot(rows[:1], tmp_path / "q.png", title="x") is None
+
+
+def test_a_trend_costs_the_same_late_in_a_long_run():
+    """Each average is looked at once: the last tenth of the run is all that is kept."""
+    ema = fmt.Ema()
+    for step in range(1, 20_001):
+        ema.update(step, 5 - step / 5000)
+        assert ema.trend(20_000) in ("", "→", "↘")
+    assert len(ema._history) <= 2002

@@ -94,10 +94,22 @@ def _open_checkpoint(path: Path) -> Checkpoint:
     return backends.checkpoint_format(path.suffix).open(path)
 
 
+def _read_stdin() -> str:
+    getattr(sys.stdin, "reconfigure", lambda **_: None)(encoding="utf-8", errors="strict")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise PippinError(
+            "P202",
+            f"the prompt on stdin is not UTF-8: {error}.",
+            remedy="iconv -f latin1 -t utf-8 FILE | python generate.py --prompt -",
+        ) from error
+
+
 def run(args: argparse.Namespace) -> int:
     """Generate; returns the exit code."""
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = _read_stdin() if args.prompt == "-" else args.prompt
     model = open_model(args)
     try:
         for note in model.notes:

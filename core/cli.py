@@ -54,13 +54,14 @@ def guarded(run: Callable[[], int], *, debug: bool, aborted: str = "") -> int:
 
     Args:
         run: the command, which returns its exit code.
-        debug: show tracebacks.
+        debug: show tracebacks, as PIPPIN_DEBUG=1 in the environment does.
         aborted: said when Ctrl-C ends the command.
 
     Returns:
         What `run` returns, a PippinError's exit code, 130 for Ctrl-C, 0 where the reader of a pipe
         has gone, or 1 for a fault of ours, whose traceback is kept in `pippin-error.log`.
     """
+    debug = debug or os.environ.get("PIPPIN_DEBUG", "0") not in ("", "0")
     try:
         return run()
     except PippinError as error:

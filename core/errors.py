@@ -68,8 +68,9 @@ class PippinError(Exception):
 CODES: dict[str, tuple[str, str]] = {
     "P001": (
         "internal fault",
-        "Pippin met a state that it believed impossible. The traceback is in the run's log folder "
-        "or shown with --debug. Please report it with that text.",
+        "Pippin met a state that it believed impossible. The traceback is in pippin-error.log, in the "
+        "folder where the command was typed, and shown with --debug or PIPPIN_DEBUG=1. Please report "
+        "it with that text.",
     ),
     "P010": (
         "configuration",
@@ -80,7 +81,7 @@ CODES: dict[str, tuple[str, str]] = {
     "P011": (
         "configuration file",
         "The configuration file cannot be read: it is missing, is not YAML or JSON, is larger than "
-        "1 MB, repeats a key, or uses YAML tags, which are refused.",
+        "1 MB, repeats a key, or uses YAML tags or aliases, which are refused.",
     ),
     "P012": (
         "command line",
@@ -122,7 +123,7 @@ CODES: dict[str, tuple[str, str]] = {
     "P302": (
         "cannot resume",
         "The checkpoint's architecture stands on resume. A configuration that asks for another one, "
-        "a weights-only file, or a missing run cannot be resumed.",
+        "a weights-only file, a missing run, or one that is finished cannot be resumed.",
     ),
     "P303": (
         "damaged checkpoint",
@@ -154,12 +155,14 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "P311": (
         "run folder holds a run",
-        "A folder that holds a checkpoint is never written without --resume or --overwrite.",
+        "A folder that holds a checkpoint is never written without --resume or --overwrite, and "
+        "--overwrite removes only what a run wrote: a folder whose files are of other origin is "
+        "refused.",
     ),
     "P312": (
         "run folder not writable",
         "The run folder cannot be created or written, or its disk is full. This is checked before "
-        "the first step.",
+        "the first step; where the disk fills up later, the step is saved first if it can be.",
     ),
     "P401": (
         "not finite",

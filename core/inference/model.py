@@ -17,6 +17,8 @@ from core.errors import PippinError
 from core.params import param_specs
 
 BEST_NAMES = ("best.npz", "best.pt")
+# What a file can be that another one of its folder makes up for.
+PASSED_OVER = ("P303", "P304", "P305", "P306")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def load_model(
     """Load the first intact checkpoint for inference.
 
     Args:
-        candidates: Files in the order in which they are tried; damaged ones are passed over.
+        candidates: Files in the order in which they are tried; those that cannot be read are passed over.
         open_checkpoint: Opens a checkpoint of either suffix.
         create: The backend's `create`.
         backend_name: Name of that backend.
@@ -84,7 +86,7 @@ def load_model(
         runs_dir: Where runs lie, searched for the tokenizer of a checkpoint that was moved.
 
     Raises:
-        PippinError: P303 if none is intact, P301 if the tokenizer is another one or missing.
+        PippinError: P303 to P306 if none can be read, P301 if the tokenizer is another one or missing.
     """
     notes: list[str] = []
     for path in candidates:
@@ -97,9 +99,10 @@ def load_model(
             finally:
                 ckpt.close()
         except PippinError as error:
-            if error.code != "P303" or path == candidates[-1]:
+            if error.code not in PASSED_OVER or path == candidates[-1]:
                 raise
-            notes.append(f"{path.name} was passed over: {error.code} {error.what}")
+            reason = " ".join([error.what, *error.found.splitlines()])
+            notes.append(f"{path.name} was passed over: {error.code} {reason}")
             continue
         return Model(backend, tokenizer, config, path, ckpt.meta.step, tuple(notes))
     raise PippinError("P302", "no checkpoint was given.")

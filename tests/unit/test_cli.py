@@ -3,7 +3,7 @@
 import pytest
 
 from core.cli import ERROR_LOG, guarded, make_parser
-from core.errors import PippinError
+from core.errors import CODES, PippinError
 
 
 def _raise(error):
@@ -74,3 +74,15 @@ def test_a_fault_where_nothing_can_be_written_asks_for_debug(capsys, tmp_path, m
     assert "--debug" in capsys.readouterr().err
     assert guarded(_raise(ZeroDivisionError()), debug=True) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
+def test_the_environment_can_ask_for_tracebacks(capsys, tmp_path, monkeypatch, value, shown):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIPPIN_DEBUG", value)
+    assert guarded(_raise(PippinError("P302", "there is no run x.")), debug=False) == 2
+    assert ("Traceback" in capsys.readouterr().err) == shown
+
+
+def test_the_fault_log_is_where_its_explanation_says():
+    assert ERROR_LOG in CODES["P001"][1]

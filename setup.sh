@@ -8,38 +8,58 @@ say() { printf ' setup      %s\n' "$1"; }
 fail() { printf 'P502 %s\n' "$1" >&2; [ -z "${2:-}" ] || printf '  try: %s\n' "$2" >&2; exit 2; }
 
 extras=""
-if [ "$kind" = dev ]; then extras="[dev]"; fi
-if [ "$kind" = dev ] && [ "$(uname -s)" = Linux ]; then extras="[dev,mlx-cpu]"; fi
 constraints=""
-if [ "$(uname -s)" = Linux ]; then constraints="-c constraints-ci.txt"; fi
+if [ "$kind" = dev ]; then extras="[dev]"; fi
+if [ "$kind" = dev ] && [ "$(uname -s)" = Linux ]; then
+  extras="[dev,mlx-cpu]"
+  constraints="-c constraints-ci.txt"
+fi
 
 stamp=.venv/.pippin-$kind
 want=$(cat pyproject.toml constraints-ci.txt setup.sh | cksum)
 if [ -x .venv/bin/python ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
 
+get_python="brew install python@3.12   or   curl -LsSf https://astral.sh/uv/install.sh | sh"
 good() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null; }
+# An Intel Python on Apple silicon, which has no MLX and no MPS.
+rosetta() {
+  [ "$(uname -s)" = Darwin ] &&
+    [ "$(PATH="$PATH:/usr/sbin" sysctl -n hw.optional.arm64 2>/dev/null)" = 1 ] &&
+    [ "$("$1" -c 'import platform; print(platform.machine())')" = x86_64 ]
+}
+refuse_rosetta() {
+  if rosetta "$1"; then
+    fail "this Python is an Intel build running under Rosetta; MLX and MPS need an arm64 Python." \
+      "$get_python"
+  fi
+}
+
 start=$(date +%s)
+if [ -f .venv/pyvenv.cfg ] && { ! good .venv/bin/python || rosetta .venv/bin/python; }; then
+  say "the Python of .venv cannot be used any more: making .venv anew"
+  rm -rf .venv
+fi
 if command -v uv >/dev/null 2>&1; then
-  [ -x .venv/bin/python ] || uv venv --quiet --python '>=3.10,<3.15' .venv
+  if [ ! -x .venv/bin/python ]; then
+    uv venv --quiet --python '>=3.10,<3.15' .venv ||
+      fail "uv could not make .venv; its message is above." "./setup.sh $kind"
+  fi
+  refuse_rosetta .venv/bin/python
   say "installing packages with uv (the first time takes minutes)"
   # shellcheck disable=SC2086
-  uv pip install --quiet --python .venv/bin/python $constraints -e ".$extras"
+  uv pip install --quiet --python .venv/bin/python $constraints -e ".$extras" ||
+    fail "uv could not install the packages; its message is above." "./setup.sh $kind"
 else
-  if [ ! -x .venv/bin/python ] || ! good .venv/bin/python; then
+  if [ ! -x .venv/bin/python ]; then
     python=""
     for name in python3 python3.13 python3.12 python3.11 python3.10 python3.14 python; do
       if command -v "$name" >/dev/null 2>&1 && good "$name"; then python=$name; break; fi
     done
     if [ -z "$python" ]; then
       found=$(python3 --version 2>&1 || echo "no python3")
-      fail "Pippin needs Python 3.10 or newer, or uv; found: $found." \
-        "brew install python@3.12   or   curl -LsSf https://astral.sh/uv/install.sh | sh"
+      fail "Pippin needs Python 3.10 or newer, or uv; found: $found." "$get_python"
     fi
-    if [ "$(uname -s)" = Darwin ] && [ "$(/usr/sbin/sysctl -n hw.optional.arm64 2>/dev/null)" = 1 ] &&
-      [ "$("$python" -c 'import platform; print(platform.machine())')" = x86_64 ]; then
-      fail "this Python is an Intel build running under Rosetta; MLX and MPS need an arm64 Python." \
-        "brew install python@3.12   or   curl -LsSf https://astral.sh/uv/install.sh | sh"
-    fi
+    refuse_rosetta "$python"
     say "making .venv with $("$python" --version 2>&1)"
     "$python" -m venv .venv || fail "python -m venv failed; on Debian: apt install python3-venv"
   fi

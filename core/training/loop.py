@@ -363,7 +363,7 @@ def not_finite_error(run: Run, outcome: Outcome) -> PippinError:
         f"{outcome.state.step}; stopped.",
         found=f"precision {train.precision}, rate of the matrices {train.lr_matrix:g}",
         choices=tries,
-        remedy=f"python train.py --resume {run.folder} {tries[0]}",
+        remedy=f"python train.py --resume {shlex.quote(str(run.folder))} {tries[0]}",
         kept=kept,
         exit_code=1,
     )

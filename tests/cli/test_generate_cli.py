@@ -229,6 +229,24 @@ def test_the_prompt_can_come_from_stdin(here, capsys, monkeypatch):
     assert found["prompt"] == "Once\nupon"
 
 
+def test_a_prompt_on_stdin_that_is_not_utf_8_is_told_so(here, capsys, monkeypatch):
+    make_run(here / "checkpoints" / "a", "best.npz")
+    latin = io.TextIOWrapper(io.BytesIO("Un caf\u00e9".encode("latin-1")), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", latin)
+    err = run_error(capsys, "a", "--prompt", "-", "--backend", "cpu")
+    assert err.startswith("P202") and "0xe9" in err and "iconv" in err
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + b"x" * 500])
+def test_a_best_that_is_no_checkpoint_gives_way_to_the_newest_step(here, capsys, content):
+    run = make_run(here / "checkpoints" / "a", "step_000005.npz")
+    (run / "best.npz").write_bytes(content)
+    args = ["a", "--prompt", "Once", "--backend", "cpu", "--max-new-tokens", "1"]
+    assert generate.main(args) == 0
+    err = capsys.readouterr().err
+    assert "best.npz was passed over: P30" in err and "step_000005.npz" in err
+
+
 def test_a_terminal_never_gets_a_control_code(here, monkeypatch):
     """A prompt with escapes, and random bytes from the model, to something that is a terminal."""
 

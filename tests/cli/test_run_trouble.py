@@ -6,6 +6,7 @@ Run: python -m pytest tests/cli/test_run_trouble.py
 import errno
 import json
 import math
+import shlex
 import signal
 import time
 from dataclasses import replace
@@ -246,3 +247,18 @@ def test_many_signals_at_once_stop_the_run_in_order(here):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert "SIGTERM: saving step" in out and "Traceback" not in err and "P001" not in err
+
+
+def test_the_remedy_of_a_run_that_diverges_halves_every_rate(here, capsys, monkeypatch):
+    poison(monkeypatch, {3, 4, 5, 6})
+    assert train_here(*start(here, "train.max_skipped_steps=2", "--save-dir", "my run")) == 1
+    err = capsys.readouterr().err
+    before = json.loads((here / "my run" / "config.json").read_text())["train"]
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    command = shlex.split(next(x for x in err.splitlines() if "try: " in x).partition("try: ")[2])
+    assert train_here(*command[2:]) == 0
+    after = json.loads((here / "my run" / "config.json").read_text())["train"]
+    assert "same curve" not in capsys.readouterr().out
+    for name in ("lr", "min_lr", "lr_matrix", "lr_embed", "lr_head", "lr_vector"):
+        assert after[name] == pytest.approx(before[name] / 2), name

@@ -1,0 +1,110 @@
+"""setup.sh with stand-ins for uname, uv, sysctl and Python: what it checks, makes and installs.
+
+Run: python -m pytest tests/cli/test_setup.py
+"""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from core.paths import PROJECT_ROOT
+
+PYTHON = """#!/bin/sh
+case "$*" in
+  *version_info*) exit {old} ;;
+  *platform.machine*) echo {machine} ;;
+  *venv*) mkdir -p .venv/bin; cp "$0" .venv/bin/python; touch .venv/pyvenv.cfg ;;
+  *--version*) echo "Python 3.12.1" ;;
+  *) echo "python $*" >> calls ;;
+esac
+"""
+UV = """#!/bin/sh
+echo "uv $*" >> calls
+if [ "$1" = venv ]; then
+  mkdir -p .venv/bin; cp fake/python3 .venv/bin/python; touch .venv/pyvenv.cfg
+fi
+"""
+
+
+def script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with setup.sh, and programs of a Linux machine without uv."""
+    for name in ("setup.sh", "pyproject.toml", "constraints-ci.txt"):
+        shutil.copy(PROJECT_ROOT / name, tmp_path)
+    script(tmp_path / "fake" / "uname", "#!/bin/sh\necho Linux\n")
+    script(tmp_path / "fake" / "python3", PYTHON.format(old=0, machine="x86_64"))
+    for tool in ("sh", "cat", "cksum", "dirname", "date", "mkdir", "cp", "rm", "touch"):
+        (tmp_path / "fake" / tool).symlink_to(shutil.which(tool))
+    return tmp_path
+
+
+def mac(project, machine):
+    script(project / "fake" / "uname", "#!/bin/sh\necho Darwin\n")
+    script(project / "fake" / "sysctl", "#!/bin/sh\necho 1\n")
+    script(project / "fake" / "python3", PYTHON.format(old=0, machine=machine))
+
+
+def setup(project, *args):
+    """Run it; returns the exit code, stderr, and the installing calls."""
+    done = subprocess.run(
+        ["./setup.sh", *args],
+        cwd=project,
+        env={"PATH": str(project / "fake"), "HOME": os.environ.get("HOME", "/")},
+        capture_output=True,
+        text=True,
+    )
+    calls = project / "calls"
+    return done.returncode, done.stderr, calls.read_text() if calls.exists() else ""
+
+
+@pytest.mark.parametrize("with_uv", [False, True])
+def test_users_get_the_range_of_pyproject_and_ci_the_pins(project, with_uv):
+    if with_uv:
+        script(project / "fake" / "uv", UV)
+    code, err, calls = setup(project)
+    assert code == 0, err
+    assert "install" in calls and "constraints" not in calls
+    code, err, calls = setup(project, "dev")
+    assert code == 0, err
+    assert "-c constraints-ci.txt" in calls and "[dev,mlx-cpu]" in calls
+
+
+def test_a_second_call_does_nothing(project):
+    assert setup(project)[0] == 0
+    before = (project / "calls").read_text()
+    assert setup(project) == (0, "", before)
+
+
+@pytest.mark.parametrize("with_uv", [False, True])
+def test_an_old_environment_is_made_anew(project, with_uv):
+    if with_uv:
+        script(project / "fake" / "uv", UV)
+    script(project / ".venv" / "bin" / "python", PYTHON.format(old=1, machine="x86_64"))
+    (project / ".venv" / "pyvenv.cfg").touch()
+    (project / ".venv" / "stale").touch()
+    code, err, _ = setup(project)
+    assert code == 0, err
+    assert not (project / ".venv" / "stale").exists()
+    assert (project / ".venv" / "bin" / "python").read_text() == PYTHON.format(
+        old=0, machine="x86_64"
+    )
+
+
+@pytest.mark.parametrize("with_uv", [False, True])
+def test_an_intel_python_on_apple_silicon_is_refused(project, with_uv):
+    mac(project, "x86_64")
+    if with_uv:
+        script(project / "fake" / "uv", UV)
+    code, err, calls = setup(project)
+    assert code == 2 and err.startswith("P502") and "Rosetta" in err and "try: brew" in err
+    assert "install" not in calls
+    mac(project, "arm64")
+    assert setup(project)[0] == 0

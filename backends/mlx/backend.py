@@ -19,10 +19,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from backends import checkpoint_format
-from backends.mlx.failures import Shape, explain, shapes_of
+from backends.mlx.failures import Shape, check_scores, explain, shapes_of
 from backends.mlx.losses import pretrain_loss, token_nll
 from backends.mlx.model import KVCache, Transformer
 from backends.mlx.optim import (
+    NS_ELEMENTS,
     SCALER_FIELDS,
     Arrays,
     LossScaler,
@@ -30,7 +31,13 @@ from backends.mlx.optim import (
     clip_scale,
     global_norm,
 )
-from backends.mlx.runtime import describe_device, limit_memory, memory_stats, on_gpu
+from backends.mlx.runtime import (
+    describe_device,
+    largest_buffer,
+    limit_memory,
+    memory_stats,
+    on_gpu,
+)
 from core.backend import (
     Batch,
     Cache,
@@ -73,17 +80,19 @@ class MlxBackend:
         self.rank, self.world_size = 0, 1
         self.config, self.mode = config, mode
         self.specs = tuple(specs)
+        kind = "gpu" if on_gpu(mx) else "cpu"
         self.model = Transformer(
             config.model,
             DTYPES[config.train.precision],
             gradient_checkpointing=config.train.gradient_checkpointing,
-            loss_chunk_elements=LOSS_CHUNK_ELEMENTS["gpu" if on_gpu(mx) else "cpu"],
+            loss_chunk_elements=LOSS_CHUNK_ELEMENTS[kind],
         )
         self.model.reserve(config.data.seq_len)
         self._params: Arrays = dict(tree_flatten(self.model.parameters()))
         _check_table(self._params, self.specs)
         self._release = limit_memory(mx, fraction=config.train.memory_fraction, mode=mode)
-        self._optimizer = Optimizer(config.train, self.specs)
+        self._largest_buffer = largest_buffer(mx)
+        self._optimizer = Optimizer(config.train, self.specs, ns_elements=NS_ELEMENTS[kind])
         self._state = self._optimizer.initial_state() if mode == "train" else {}
         self._scaler = LossScaler(config.train.precision)
         self._scaler_state = self._scaler.load({})
@@ -168,6 +177,8 @@ class MlxBackend:
             )
         for batch in micro:
             self._check_tokens(batch.tokens, batch.targets)
+            width = self.config.model.n_heads * self.model.dtype.size
+            check_scores(*batch.tokens.shape, width, limit=self._largest_buffer)
             self.model.reserve(batch.tokens.shape[1])
         shapes = shapes_of(micro)
         try:
@@ -190,11 +201,10 @@ class MlxBackend:
             objective, grads = self._accumulate(micro, hyper.step, numbers)
             old = self._params, self._state, self._scaler_state
             out = self._update(*old, objective, grads, numbers)
-            del old, grads
-        self._params, self._state, self._scaler_state, metrics = out
-        # Nothing holds the old arrays now, so that the new ones can take their memory.
-        self._install(self._params)
+            del grads
+        # Before anything is replaced: where this fails, the last good state can still be saved.
         mx.eval(out)
+        self._params, self._state, self._scaler_state, metrics = out
         return metrics
 
     def _accumulate(

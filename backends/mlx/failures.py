@@ -18,6 +18,35 @@ def shapes_of(micro: Sequence[Batch]) -> set[Shape]:
     return {(*b.tokens.shape, b.segments is not None, len(micro) == 1) for b in micro}
 
 
+def check_scores(rows: int, length: int, pair_bytes: int, *, limit: int | None) -> None:
+    """Refuse scores of attention that are larger than one array can be.
+
+    Training on Metal is unfused: the scores of a layer `[B, H, T, T]` are one array.
+
+    Args:
+        rows: B.
+        length: T.
+        pair_bytes: Bytes of the scores of one query and one key: H times the size of one.
+        limit: Bytes of the largest array, None where there is no limit.
+
+    Raises:
+        PippinError: P101 if they do not fit.
+    """
+    row_bytes = pair_bytes * length**2
+    if limit is None or rows * row_bytes <= limit:
+        return
+    fits = limit // row_bytes
+    raise PippinError(
+        "P101",
+        f"the attention scores of {rows} rows of {length} tokens do not fit into one buffer of "
+        "this GPU.",
+        found=f"{rows * row_bytes:,} bytes; Metal allows {limit:,}",
+        remedy=f"train.micro_batch_size={fits} and more train.grad_accum_steps"
+        if fits
+        else "a shorter data.seq_len",
+    )
+
+
 def explain(error: Exception, *, backend: str, compiling: bool) -> Exception:
     """The error itself, or P101 or P502 in its place.
 

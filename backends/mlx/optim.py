@@ -18,8 +18,9 @@ Arrays = dict[str, mx.array]
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # Elements of a stack that Newton-Schulz works on at a time. MLX runs ahead, so that temporaries of 16
 # to 25 stacks are alive: with stacks of 2^24 a step of 20 M parameters takes 11 times their memory,
-# with these 4.3 times (mlx 0.32.4, CPU).
-NS_ELEMENTS = 1 << 20
+# with 2^20 4.3 times (mlx 0.32.4, CPU). A GPU gets 64 matrices of 256 x 256 at a time, 2 GFLOP a
+# matmul, which is what it takes to fill one; 25 such stacks are 0.4 GB.
+NS_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 22}
 NORM_EPS = 1e-7
 CLIP_EPS = 1e-6
 SCALER_FIELDS = (
@@ -94,6 +95,7 @@ def muon_update(
     numbers: Sequence[mx.array],
     steps: int,
     dtype: mx.Dtype,
+    ns_elements: int,
 ) -> tuple[list[mx.array], list[mx.array]]:
     """Parameters and momentum of matrices of one shape after one Muon update.
 
@@ -104,10 +106,11 @@ def muon_update(
         numbers: decay (1 - lr weight_decay), keep, gain, rate: scalars; rate includes Muon's scale.
         steps: Newton-Schulz steps.
         dtype: dtype of Newton-Schulz.
+        ns_elements: Elements that it works on at a time.
     """
     decay, keep, gain, rate = numbers
     bufs = [keep * buf + gain * g for buf, g in zip(bufs, gs)]
-    count = max(1, NS_ELEMENTS // ws[0].size)
+    count = max(1, ns_elements // ws[0].size)
     new = []
     for i in range(0, len(ws), count):
         part = slice(i, i + count)
@@ -124,10 +127,17 @@ class Optimizer:
     Args:
         config: Section `train`.
         specs: The parameter table.
+        ns_elements: Elements of matrices that Newton-Schulz works on at a time.
     """
 
-    def __init__(self, config: TrainConfig, specs: Sequence[ParamSpec]) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: TrainConfig,
+        specs: Sequence[ParamSpec],
+        *,
+        ns_elements: int = NS_ELEMENTS["cpu"],
+    ) -> None:
+        self.config, self.ns_elements = config, ns_elements
         self.slots = slot_specs(config.optimizer, specs)
         self.adamw = [s for s in specs if s.trainable and not uses_muon(s, config.optimizer)]
         self.muon: dict[tuple[int, ...], list[ParamSpec]] = {}
@@ -181,6 +191,7 @@ class Optimizer:
                 numbers=self._muon_numbers(specs[0].group, shape, hyper, ok),
                 steps=self.config.ns_steps,
                 dtype=self.ns_dtype,
+                ns_elements=self.ns_elements,
             )
             new.update(zip((s.name for s in specs), ws))
             slots.update(zip(keys, bufs))

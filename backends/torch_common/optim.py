@@ -35,7 +35,8 @@ def newton_schulz(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     for _ in range(steps):
         gram = torch.bmm(x, x.transpose(1, 2))
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=NS_B, alpha=NS_C), x, beta=NS_A)
-    return x.transpose(1, 2) if tall else x
+    # Contiguous: strided operands have been wrong on MPS (pytorch #118115), and are slow on GPUs.
+    return x.transpose(1, 2).contiguous() if tall else x
 
 
 def muon_update(

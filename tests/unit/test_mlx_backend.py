@@ -80,12 +80,15 @@ def test_a_compiled_step_keeps_no_number() -> None:
 def test_steps_leave_nothing_behind() -> None:
     """Graphs that are not evaluated would grow (pitfall X2)."""
     backend = build()
+    # Arrays in buffers that were kept count with the size of the buffer.
+    kept = mx.set_cache_limit(0)
     parts = split_batch(random_batch(backend.config, rows=4), 4)
     used = []
     for number in range(1, 13):
         backend.train_step(parts, step_hyper(backend.config, number, parts))
         gc.collect()
         used.append(backend.memory().active_bytes)
+    mx.set_cache_limit(kept)
     assert used[2] == used[-1]
 
 
@@ -148,6 +151,51 @@ def test_padding_never_overwrites_a_full_row() -> None:
     other = np.concatenate([tokens[1, :1], tokens[1, 2:3]])[None]
     short = backend.logits(other)[0, -1]
     np.testing.assert_allclose(found[1], short, atol=1e-5 * np.abs(short).max())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_that_cannot_be_evaluated_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, parts: int
+) -> None:
+    backend, same = (build(train__compile=compiled) for _ in range(2))
+    batches = split_batch(random_batch(backend.config), parts)
+    for each in (backend, same):
+        step(each, 1, batches)
+    before, state = snapshot(backend), backend.backend_state()
+    evaluate, calls = mx.eval, []
+
+    def failing(*arrays: Any) -> None:
+        calls.append(len(calls))
+        if len(calls) == parts + (parts > 1):  # the last of the step
+            raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory")
+        evaluate(*arrays)
+
+    monkeypatch.setattr(mx, "eval", failing)
+    with pytest.raises(PippinError, match="P101"):
+        step(backend, 2, batches)
+    monkeypatch.setattr(mx, "eval", evaluate)
+    assert_same_bits(before, snapshot(backend))
+    assert backend.backend_state() == state
+    for each in (backend, same):
+        step(each, 2, batches)
+    assert_same_bits(snapshot(backend), snapshot(same))
+
+
+def test_scores_beyond_metals_largest_buffer_are_refused() -> None:
+    backend = build()
+    batch = random_batch(backend.config, rows=2)
+    row_bytes = 4 * backend.config.model.n_heads * batch.tokens.shape[1] ** 2
+    backend._largest_buffer = 2 * row_bytes
+    step(backend, 1, [batch])
+    backend._largest_buffer = 2 * row_bytes - 1
+    with pytest.raises(PippinError, match="P101") as caught:
+        step(backend, 2, [batch])
+    assert "train.micro_batch_size=1" in caught.value.remedy
+    backend._largest_buffer = row_bytes - 1
+    with pytest.raises(PippinError, match="P101") as caught:
+        step(backend, 2, [batch])
+    assert "data.seq_len" in caught.value.remedy
 
 
 def test_what_went_wrong_in_a_step_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,11 @@ def draw(rng, shape, rank):
     return rng.standard_normal(shape)
 
 
+@pytest.mark.parametrize("shape", [(2, 15, 6), (2, 6, 15), (2, 9, 9)])
+def test_updates_are_contiguous(shape):
+    assert newton_schulz(torch.randn(shape), 5, torch.float32).is_contiguous()
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize(
     "overrides",

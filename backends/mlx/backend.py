@@ -178,7 +178,7 @@ class MlxBackend:
         for batch in micro:
             self._check_tokens(batch.tokens, batch.targets)
             width = self.config.model.n_heads * self.model.dtype.size
-            check_scores(*batch.tokens.shape, width, limit=self._largest_buffer)
+            check_scores(batch.tokens.shape, width, limit=self._largest_buffer)
             self.model.reserve(batch.tokens.shape[1])
         shapes = shapes_of(micro)
         try:

@@ -18,20 +18,20 @@ def shapes_of(micro: Sequence[Batch]) -> set[Shape]:
     return {(*b.tokens.shape, b.segments is not None, len(micro) == 1) for b in micro}
 
 
-def check_scores(rows: int, length: int, pair_bytes: int, *, limit: int | None) -> None:
+def check_scores(shape: tuple[int, ...], pair_bytes: int, *, limit: int | None) -> None:
     """Refuse scores of attention that are larger than one array can be.
 
     Training on Metal is unfused: the scores of a layer `[B, H, T, T]` are one array.
 
     Args:
-        rows: B.
-        length: T.
+        shape: B and T.
         pair_bytes: Bytes of the scores of one query and one key: H times the size of one.
         limit: Bytes of the largest array, None where there is no limit.
 
     Raises:
         PippinError: P101 if they do not fit.
     """
+    rows, length = shape
     row_bytes = pair_bytes * length**2
     if limit is None or rows * row_bytes <= limit:
         return

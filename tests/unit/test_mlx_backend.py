@@ -13,6 +13,7 @@ import pytest
 
 import backends
 from backends.mlx.backend import MlxBackend
+from backends.mlx.layers import DecoderLayer
 from core.backend import Batch
 from core.errors import PippinError
 from core.params import param_specs
@@ -52,6 +53,26 @@ def test_checkpointing_changes_no_bit(tied: bool, segments: bool) -> None:
     for number in (1, 2):
         assert step(plain, number, [batch]) == step(again, number, [batch])
     assert_same_bits(snapshot(plain), snapshot(again))
+
+
+def test_checkpointing_runs_each_block_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[DecoderLayer] = []
+    forward = DecoderLayer.__call__
+
+    def counting(self: DecoderLayer, *args: Any) -> mx.array:
+        calls.append(self)
+        return forward(self, *args)
+
+    monkeypatch.setattr(DecoderLayer, "__call__", counting)
+    for checkpointing, runs in ((False, 1), (True, 2)):
+        backend = build(train__gradient_checkpointing=checkpointing)
+        batch = random_batch(backend.config)
+        calls.clear()
+        step(backend, 1, [batch])
+        assert len(calls) == runs * backend.config.model.n_layers
+        calls.clear()
+        backend.score(batch)
+        assert len(calls) == backend.config.model.n_layers
 
 
 def test_a_compiled_step_keeps_no_number() -> None:

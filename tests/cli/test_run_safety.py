@@ -4,6 +4,7 @@ Run: python -m pytest tests/cli/test_run_safety.py
 """
 
 import json
+import math
 import shlex
 
 import numpy as np
@@ -13,6 +14,7 @@ import backends
 from core.checkpoint import list_checkpoints
 from core.errors import PippinError
 from core.training import preflight
+from core.training.schedule import step_hyper
 from tests.cli.runs import TINY, losses, rows, train_here, write_text
 
 
@@ -225,13 +227,27 @@ def test_best_is_linked_again_after_a_kill_before_its_link(here, capsys):
     assert step_of(run / "best.pt") in (4, 5)
 
 
-def test_best_of_steps_that_are_given_up_is_not_kept(here):
+def skip_step_3(monkeypatch):
+    """A step that changes nothing, so that its validation is no better than the one before."""
+
+    def poisoned(step, train, normalizer):
+        return step_hyper(step, train, math.nan if step == 3 else normalizer)
+
+    monkeypatch.setattr("core.training.loop.step_hyper", poisoned)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_best_of_steps_that_are_given_up_is_not_kept(here, monkeypatch, pruned):
     run = here / "checkpoints" / "r"
-    assert train_here(*start(here, "--save-dir", run)) == 0
+    first = ("train.ckpt_interval=1", "train.eval_interval=1", "train.samples=0")
+    skip_step_3(monkeypatch)
+    assert train_here(*start(here, "--save-dir", run, *first)) == 0
     assert step_of(run / "best.pt") == 6
-    early = run / "step_000002.pt"
-    assert train_here("--resume", early, "--overwrite", "--max-steps", 3, "train.lr=1e-9") == 0
-    assert step_of(run / "best.pt") <= 3
+    if pruned:
+        (run / "step_000002.pt").unlink()
+    early = run / ("step_000001.pt" if pruned else "step_000002.pt")
+    assert train_here("--resume", early, "--overwrite", "--max-steps", 3) == 0
+    assert step_of(run / "best.pt") == 2
 
 
 def test_a_dry_run_says_where_the_prepared_text_is(here, capsys):

@@ -23,7 +23,12 @@ MODEL: dict[str, Any] = {
     "embed_init_std": 0.02,
     "zero_init_outputs": False,
 }
-DATA: dict[str, Any] = {"tokenizer": "byte", "seq_len": 13, "corpus_bytes": 100_000}
+DATA: dict[str, Any] = {
+    "tokenizer": "byte",
+    "seq_len": 13,
+    "sampling": "contiguous",
+    "corpus_bytes": 100_000,
+}
 TRAIN: dict[str, Any] = {
     "backend": "cpu",
     "precision": "float32",

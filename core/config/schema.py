@@ -68,6 +68,10 @@ class DataConfig(Section):
     shards_dir: str = key("shards", "folder where prepared shards are kept")
     tokenizer: str = auto("bpe, char, byte, or the path of a tokenizer", min_length=1)
     seq_len: int = auto("tokens of a training window", ge=2, le=1_048_576)
+    sampling: Literal["contiguous", "random_chunk", "document", "packed"] = auto(
+        "what a window holds: the text cut anywhere, the same with new cuts each epoch, one document, "
+        "or whole documents that do not see each other"
+    )
     val_fraction: float = key(0.02, "share of the documents kept for validation", gt=0, lt=0.5)
     test_fraction: float = key(0.02, "share of the documents kept for a final test", ge=0, lt=0.5)
     seed: int = key(1, "seed of the split and of the stories", ge=0, le=2**31 - 1)

@@ -1,8 +1,7 @@
-"""Batches: windows of the token stream, in the order of `core.data.order`.
+"""Batches: windows of `core.data.windows`, in the order of `core.data.order`.
 
-Windows tile the stream: window w reads tokens [wT, wT + T] and is trained on the last T of them, so
-in one epoch every token but the very first is a target exactly once. The last window may be
-shorter; its missing targets have weight 0. Training batches are made in a thread of their own.
+In one epoch every token is a target once. What is missing in a row has weight 0. Training batches
+are made in a thread of their own.
 """
 
 import queue
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from core.backend import Batch
 from core.data.order import WindowOrder
 from core.data.shards import TokenStream
+from core.data.windows import Windows
 from core.errors import PippinError
 
 # Rows whose windows are computed at a time: numpy's cost per call is shared by all of them.
@@ -41,70 +41,57 @@ class StepBatches:
     tokens: int
 
 
-def num_windows(num_tokens: int, seq_len: int) -> int:
-    """Windows that tile a stream; the last may be partial.
-
-    Raises:
-        PippinError: P201 where the stream is shorter than one window.
-    """
-    if num_tokens < seq_len + 1:
-        raise PippinError(
-            "P201",
-            f"the text has {num_tokens:,} tokens, one window needs {seq_len + 1:,}",
-            remedy=f"more text, or data.seq_len={max(2, num_tokens // 8)}",
-        )
-    return -(-(num_tokens - 1) // seq_len)
-
-
 def read_windows(
-    stream: TokenStream, windows: NDArray[np.int64], seq_len: int, *, row0: int, vocab_size: int
+    stream: TokenStream,
+    windows: Windows,
+    numbers: NDArray[np.int64],
+    epochs: NDArray[np.int64],
+    *,
+    row0: int,
+    vocab_size: int,
 ) -> Batch:
     """Read windows as one batch.
 
     Args:
         stream: Tokens.
-        windows: int64 `[B]`.
-        seq_len: T.
+        windows: How the stream is cut.
+        numbers: int64 `[B]`, which windows.
+        epochs: int64 `[B]`, the epoch of each.
         row0: Row of the step that the first window is.
         vocab_size: Every id must be below it.
 
     Raises:
         PippinError: P204 for an id that is not.
     """
-    weights = np.ones((len(windows), seq_len), dtype=np.float32)  # [B, T]
-    starts = windows * seq_len
-    whole = starts + seq_len < stream.num_tokens
-    rows = np.empty((len(windows), seq_len + 1), dtype=np.int32)  # [B, T+1]
-    rows[whole] = stream.rows(starts[whole], seq_len + 1)
-    for i in np.flatnonzero(~whole).tolist():
-        found = stream.tokens(int(starts[i]), stream.num_tokens)
-        rows[i, : len(found)] = found
-        rows[i, len(found) :] = found[-1]
-        weights[i, len(found) - 1 :] = 0.0
-    if rows.min() < 0 or rows.max() >= vocab_size:
-        bad = int(rows.max()) if rows.max() >= vocab_size else int(rows.min())
-        raise PippinError(
-            "P204",
-            f"the data holds token id {bad}",
-            found=f"model.vocab_size={vocab_size:,}; the tokenizer has {stream.vocab_size:,} ids",
-            remedy=f"model.vocab_size={stream.vocab_size}",
-        )
-    tokens, targets = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
-    return Batch(tokens, targets, weights, row0=row0)
+    rows = windows.rows(numbers, epochs)
+    targets = stream.gather(rows.targets)  # [B, T]
+    # The stream is a ring: the first token follows the last.
+    tokens = stream.gather((rows.targets - 1) % stream.num_tokens)
+    for ids in (tokens, targets):
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            bad = int(ids.max()) if ids.max() >= vocab_size else int(ids.min())
+            raise PippinError(
+                "P204",
+                f"the data holds token id {bad}",
+                found=f"model.vocab_size={vocab_size:,}; "
+                f"the tokenizer has {stream.vocab_size:,} ids",
+                remedy=f"model.vocab_size={stream.vocab_size}",
+            )
+    return Batch(tokens, targets, rows.weights, segments=rows.segments, row0=row0)
 
 
 class TrainLoader:
     """The training batches of one process, step after step, without end.
 
-    A function of (stream, seq_len, rows of a step, seed) and the step: a loader that starts at
+    A function of (stream, windows, rows of a step, seed) and the step: a loader that starts at
     step s gives what an uninterrupted one gives from there.
     """
 
     def __init__(
         self,
         stream: TokenStream,
+        windows: Windows,
         *,
-        seq_len: int,
         micro_batch_size: int,
         grad_accum_steps: int,
         seed: int,
@@ -118,7 +105,7 @@ class TrainLoader:
 
         Args:
             stream: Tokens of the training split.
-            seq_len: T.
+            windows: How the stream is cut.
             micro_batch_size: Rows of a micro-batch.
             grad_accum_steps: Micro-batches of a step, over all ranks.
             seed: Of the order.
@@ -129,8 +116,7 @@ class TrainLoader:
             prefetch: Steps that the thread may be ahead, at least 1.
 
         Raises:
-            PippinError: P010 where the micro-batches cannot be shared evenly, P201 where the stream
-                is shorter than a window.
+            PippinError: P010 where the micro-batches cannot be shared evenly.
         """
         if grad_accum_steps % world_size != 0:
             raise PippinError(
@@ -139,14 +125,12 @@ class TrainLoader:
                 found=f"needed: a multiple of the {world_size} processes",
                 remedy=f"train.grad_accum_steps={-(-grad_accum_steps // world_size) * world_size}",
             )
-        self._stream, self._seq_len, self._vocab_size = stream, seq_len, vocab_size
+        self._stream, self._windows, self._vocab_size = stream, windows, vocab_size
         self._micro_batch_size = micro_batch_size
         self._step_rows = micro_batch_size * grad_accum_steps
         share = grad_accum_steps // world_size
         self._my_micro = range(rank * share, (rank + 1) * share)
-        self.num_windows = num_windows(stream.num_tokens, seq_len)
-        self._last_window_targets = (stream.num_tokens - 1) - (self.num_windows - 1) * seq_len
-        self._order = WindowOrder(self.num_windows, seed)
+        self._order = WindowOrder(windows.num_windows, seed)
         self._queue: queue.Queue[StepBatches | BaseException] = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -202,9 +186,11 @@ class TrainLoader:
             block = max(1, _ORDER_ROWS // self._step_rows)
             step = start_step
             while not self._stop.is_set():
-                order = self._order.windows((step - 1) * self._step_rows, block * self._step_rows)
-                for i, windows in enumerate(order.reshape(block, self._step_rows)):
-                    self._put(self._batches(step + i, windows))
+                first_row, count = (step - 1) * self._step_rows, block * self._step_rows
+                numbers = self._order.windows(first_row, count).reshape(block, -1)
+                epochs = self._order.epochs(first_row, count).reshape(block, -1)
+                for i in range(block):
+                    self._put(self._batches(step + i, numbers[i], epochs[i]))
                     if self._stop.is_set():
                         return
                 step += block
@@ -212,21 +198,22 @@ class TrainLoader:
             # The thread is a boundary: what happened is raised again where batches are asked for.
             self._put(error)
 
-    def _batches(self, step: int, windows: NDArray[np.int64]) -> StepBatches:
+    def _batches(
+        self, step: int, numbers: NDArray[np.int64], epochs: NDArray[np.int64]
+    ) -> StepBatches:
         size = self._micro_batch_size
         micro = tuple(
             read_windows(
                 self._stream,
-                windows[m * size : (m + 1) * size],
-                self._seq_len,
+                self._windows,
+                numbers[m * size : (m + 1) * size],
+                epochs[m * size : (m + 1) * size],
                 row0=m * size,
                 vocab_size=self._vocab_size,
             )
             for m in self._my_micro
         )
-        last = int(np.count_nonzero(windows == self.num_windows - 1))
-        full = len(windows) - last
-        tokens = full * self._seq_len + last * self._last_window_targets
+        tokens = self._windows.count(numbers)
         return StepBatches(step, micro, float(tokens), tokens)
 
     def _put(self, item: StepBatches | BaseException) -> None:
@@ -250,8 +237,8 @@ class EvalBatches:
     def __init__(
         self,
         stream: TokenStream,
+        windows: Windows,
         *,
-        seq_len: int,
         batch_size: int,
         max_tokens: int,
         vocab_size: int,
@@ -261,21 +248,21 @@ class EvalBatches:
 
         Args:
             stream: Tokens of the split.
-            seq_len: T.
+            windows: How the split is cut.
             batch_size: Rows of every batch; the last is filled up with rows of weight 0.
             max_tokens: Targets to score, about, at least one window.
             vocab_size: The model's; every id must be below it.
             token_bytes: int64 `[V]`, from `Tokenizer.token_bytes`.
 
         Raises:
-            PippinError: P201 where the split is shorter than a window, P204 for an id out of range.
+            PippinError: P204 for an id out of range.
         """
-        self._stream, self._seq_len, self._vocab_size = stream, seq_len, vocab_size
+        self._stream, self._windows, self._vocab_size = stream, windows, vocab_size
         self._batch_size = batch_size
-        total = num_windows(stream.num_tokens, seq_len)
-        count = min(total, max(1, max_tokens // seq_len))
+        total = windows.num_windows
+        count = min(total, max(1, max_tokens * total // windows.targets_per_epoch))
         # The middles of `count` equal parts.
-        self.windows: NDArray[np.int64] = (
+        self.numbers: NDArray[np.int64] = (
             (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
         )
         self.num_tokens = 0
@@ -290,16 +277,21 @@ class EvalBatches:
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-len(self.windows) // self._batch_size)
+        return -(-len(self.numbers) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches of equal shape, `[batch_size, T]`."""
-        for start in range(0, len(self.windows), self._batch_size):
-            windows = self.windows[start : start + self._batch_size]
-            missing = self._batch_size - len(windows)
-            padded = np.concatenate([windows, np.repeat(windows[-1:], missing)])
+        for start in range(0, len(self.numbers), self._batch_size):
+            numbers = self.numbers[start : start + self._batch_size]
+            missing = self._batch_size - len(numbers)
+            padded = np.concatenate([numbers, np.repeat(numbers[-1:], missing)])
             batch = read_windows(
-                self._stream, padded, self._seq_len, row0=0, vocab_size=self._vocab_size
+                self._stream,
+                self._windows,
+                padded,
+                np.zeros_like(padded),
+                row0=0,
+                vocab_size=self._vocab_size,
             )
-            batch.weights[len(windows) :] = 0.0
+            batch.weights[len(numbers) :] = 0.0
             yield batch

@@ -84,3 +84,7 @@ class WindowOrder:
         rows = np.arange(first_row, first_row + count, dtype=np.uint64)
         n = np.uint64(self.num_windows)
         return permute(rows % n, self.num_windows, self.seed, rows // n).astype(np.int64)
+
+    def epochs(self, first_row: int, count: int) -> NDArray[np.int64]:
+        """Epochs of `count` rows from the row `first_row` of the run on, int64 `[count]`."""
+        return np.arange(first_row, first_row + count, dtype=np.int64) // self.num_windows

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -132,6 +131,7 @@ class TokenStream:
 
     Attributes:
         num_tokens: Tokens in the stream, the `</s>` after each document included.
+        offsets: int64 `[documents + 1]`, where documents begin; the last is `num_tokens`.
         text_bytes: Bytes of text that they stand for.
         vocab_size: The tokenizer's; every id is below it.
         entropy_bits_per_byte: The least that any model can reach, about; None where not known.
@@ -144,31 +144,34 @@ class TokenStream:
         vocab_size: int,
         text_bytes: int,
         entropy_bits_per_byte: float | None = None,
+        offsets: NDArray[np.int64] | None = None,
     ) -> None:
-        """Join arrays of ids, each `[n]`."""
+        """Join arrays of ids, each `[n]`; without offsets they are one document."""
         # Plain views: each slice of a np.memmap costs microseconds of bookkeeping.
         self._parts = tuple(np.asarray(part) for part in parts)
-        self._views: dict[int, NDArray[np.integer]] = {}
         self._starts = np.cumsum([0] + [len(part) for part in self._parts])
         self.num_tokens = int(self._starts[-1])
+        whole = np.array([0, self.num_tokens], dtype=np.int64)
+        self.offsets = whole if offsets is None else offsets
         self.vocab_size = vocab_size
         self.text_bytes = text_bytes
         self.entropy_bits_per_byte = entropy_bits_per_byte
 
-    def rows(self, starts: NDArray[np.int64], length: int) -> Int32:
-        """Tokens of several ranges of one length, int32 `[len(starts), length]`.
+    def gather(self, positions: NDArray[np.int64]) -> Int32:
+        """Tokens at positions of any shape, int32 of that shape.
 
         Raises:
-            IndexError: Where a range leaves the stream.
+            IndexError: Where a position leaves the stream.
         """
-        if len(self._parts) == 1 and len(starts):
-            # One gather instead of a slice per row; making the view costs more than the gather.
-            if length not in self._views:
-                self._views[length] = sliding_window_view(self._parts[0], length)
-            return self._views[length][starts].astype(np.int32)
-        out = np.empty((len(starts), length), dtype=np.int32)
-        for i, start in enumerate(starts.tolist()):
-            out[i] = self.tokens(start, start + length)
+        if positions.size and not 0 <= positions.min() <= positions.max() < self.num_tokens:
+            raise IndexError(f"positions leave the {self.num_tokens} tokens of the stream")
+        if len(self._parts) == 1:
+            return self._parts[0][positions].astype(np.int32)
+        out = np.empty(positions.shape, dtype=np.int32)
+        part = np.searchsorted(self._starts, positions, side="right") - 1
+        for i in np.unique(part).tolist():
+            here = part == i
+            out[here] = self._parts[i][positions[here] - self._starts[i]]
         return out
 
     def tokens(self, start: int, stop: int) -> Int32:
@@ -254,6 +257,7 @@ def open_shards(
         vocab_size=manifest.tokenizer.vocab_size,
         text_bytes=info.text_bytes,
         entropy_bits_per_byte=info.entropy_bits_per_byte,
+        offsets=_read_offsets(folder, info.offsets),
     )
 
 
@@ -261,6 +265,10 @@ def document_offsets(folder: Path, split: Split) -> NDArray[np.int64]:
     """Where documents begin, int64 `[documents + 1]`; the last is the number of tokens."""
     info = load_manifest(folder).splits[split].offsets
     _check_files(folder, (info,), verify=True)
+    return _read_offsets(folder, info)
+
+
+def _read_offsets(folder: Path, info: FileInfo) -> NDArray[np.int64]:
     return np.fromfile(folder / info.name, dtype="<i8").astype(np.int64)
 
 

@@ -5,6 +5,7 @@ per parameter: in the steps where their number is given, else in the time, at a 
 that a file or flag has set are never touched.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ TOKENS_PER_PARAMETER = 10
 # A model below the first one writes no stories, however many it reads: slower machines train it too.
 LADDER = ((128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12), (1024, 16))
 STORY_VOCAB_SIZE = 4096
+# Of the longest story in that vocabulary, about.
+STORY_TOKENS = 200
 # Share of the time that goes to steps; the rest is validation, samples and saving (docs/LOG.md).
 STEP_SHARE = 0.93
 # Passes over a text after which a small model only memorises it.
@@ -34,12 +37,16 @@ RATE_MULTIPLIERS = {
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of the prepared data."""
+    """What is known of the prepared data.
+
+    `fill` is the share of a window's positions that are trained on, the rest is padding.
+    """
 
     vocab_size: int
     train_tokens: int
     name: str
     is_stories: bool
+    fill: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def resolve_early(draft: Draft, device: DeviceFacts) -> None:
     """What the data needs to know: backend, window length, corpus size."""
     draft.resolve("train.backend", device.backend, device.reason)
     limit = None if draft.is_auto("model.max_seq_len") else draft.values["model.max_seq_len"]
-    draft.resolve("data.seq_len", min(256, limit or 256), "long enough for a short story")
+    _resolve_windows(draft, limit)
     draft.resolve("model.max_seq_len", draft.values["data.seq_len"], "as data.seq_len")
     if draft.values["data.input_file"] is None and draft.values["data.tokenizer"] in (
         "auto",
@@ -70,6 +77,19 @@ def resolve_early(draft: Draft, device: DeviceFacts) -> None:
         per_minute = 16_000_000 if device.is_gpu else 4_000_000
         size = int(min(max(minutes * per_minute, 4_000_000), 400_000_000))
         draft.resolve("data.corpus_bytes", size, "about one epoch in the time")
+
+
+def _resolve_windows(draft: Draft, limit: int | None) -> None:
+    """Stories are read whole: a story whose beginning is missing teaches nothing about its names."""
+    values = draft.values
+    whole = values["data.input_file"] is None and values["data.tokenizer"] in ("auto", "bpe")
+    room = STORY_TOKENS if draft.is_auto("data.seq_len") else int(values["data.seq_len"])
+    whole = whole and min(room, limit or room) >= STORY_TOKENS
+    if whole and values["data.sampling"] in ("auto", "document"):
+        draft.resolve("data.seq_len", STORY_TOKENS, "the longest story")
+        draft.resolve("data.sampling", "document", "each story is read from its beginning")
+    draft.resolve("data.seq_len", min(256, limit or 256), "enough for a few paragraphs")
+    draft.resolve("data.sampling", "contiguous", "the text as it comes")
 
 
 def resolve_auto(
@@ -95,7 +115,7 @@ def resolve_auto(
     if measure is not None and (sized or draft.is_auto("train.total_steps")):
         speed = _resolve_size(draft, data, device, measure)
     _resolve_shape(draft, *LADDER[0])
-    _resolve_batch(draft)
+    _resolve_batch(draft, data)
     _resolve_steps(draft, data, speed)
     _resolve_rates(draft)
     return speed
@@ -134,27 +154,28 @@ def _resolve_shape(draft: Draft, d_model: int, n_layers: int) -> None:
     resolve("model.d_ff", d_ff, f"{values['model.mlp_multiple']:.3g} x d_model")
 
 
-def _resolve_batch(draft: Draft) -> None:
+def _resolve_batch(draft: Draft, data: DataFacts) -> None:
     seq_len = int(draft.values["data.seq_len"])
     width = int(draft.values["model.d_model"])
     tokens = 3072 if width < 256 else 8192 if width < 512 else 16_384
     accum = int(draft.values["train.grad_accum_steps"])
-    rows = max(tokens // (seq_len * accum), 1)
-    draft.resolve("train.micro_batch_size", rows, f"{rows * seq_len * accum:,} tokens a step")
+    rows = max(int(tokens / (seq_len * data.fill * accum)), 1)
+    why = f"about {round(rows * seq_len * data.fill * accum):,} tokens a step"
+    draft.resolve("train.micro_batch_size", rows, why)
 
 
 def _resolve_steps(draft: Draft, data: DataFacts, speed: float | None) -> None:
     values = draft.values
-    step_tokens = (
-        values["train.micro_batch_size"] * values["train.grad_accum_steps"] * values["data.seq_len"]
-    )
+    rows = int(values["train.micro_batch_size"]) * int(values["train.grad_accum_steps"])
+    positions = rows * int(values["data.seq_len"])
+    step_tokens = positions * data.fill
     if draft.is_auto("train.total_steps"):
         if speed is None:
-            steps, why = max(data.train_tokens // step_tokens, 20), "one epoch"
+            steps, why = max(int(data.train_tokens / step_tokens), 20), "one epoch"
         else:
             seconds = 60.0 * float(values["train.minutes"]) * STEP_SHARE
-            steps = max(int(speed * seconds / step_tokens), 20)
-            most = max(MAX_EPOCHS * data.train_tokens // step_tokens, 20)
+            steps = max(int(speed * seconds / positions), 20)
+            most = max(int(MAX_EPOCHS * data.train_tokens / step_tokens), 20)
             epochs = min(steps, most) * step_tokens / data.train_tokens
             why = (
                 f"{values['train.minutes']:g} min at {speed / 1000:.1f}k tok/s, {epochs:.2g} epochs"
@@ -165,7 +186,7 @@ def _resolve_steps(draft: Draft, data: DataFacts, speed: float | None) -> None:
     total = int(values["train.total_steps"])
     warmup = min(100, total // 20)
     draft.resolve("train.warmup_steps", warmup, "a twentieth of the run, at most 100")
-    least = -(-int(values["train.eval_tokens"]) // step_tokens)
+    least = math.ceil(int(values["train.eval_tokens"]) / step_tokens)
     draft.resolve("train.eval_interval", max(total // 20, least), "at most 20 validations")
     draft.resolve("train.ckpt_interval", max(total // 10, 1), "10 checkpoints")
 
@@ -186,7 +207,7 @@ def _trial(draft: Draft, data: DataFacts, d_model: int, n_layers: int) -> RunCon
     trial = Draft(dict(draft.values), dict(draft.sources))
     trial.resolve("train.total_steps", 1_000_000_000, "")
     _resolve_shape(trial, d_model, n_layers)
-    _resolve_batch(trial)
+    _resolve_batch(trial, data)
     _resolve_steps(trial, data, None)
     _resolve_rates(trial)
     trial.resolve("train.save_dir", "checkpoints/trial", "")
@@ -204,7 +225,7 @@ def _resolve_size(
     fitting = [c for c in trials if _memory(c) <= budget] or trials[:1]
     if not sized or not draft.is_auto("train.total_steps"):
         # The length is known: the largest size that sees enough tokens in these steps.
-        enough = [c for c in fitting if _tokens(c) >= TOKENS_PER_PARAMETER * _size(c)]
+        enough = [c for c in fitting if _tokens(c) >= TOKENS_PER_PARAMETER / data.fill * _size(c)]
         config = (enough or fitting)[-1 if enough else 0]
         speed = measure(config)
         _note(draft, config, speed)
@@ -214,11 +235,13 @@ def _resolve_size(
     rate = speed * _flops(fitting[start])  # FLOP/s, which larger sizes reach at least
     chosen = 0
     for i, config in enumerate(fitting):
-        if rate / _flops(config) * seconds >= TOKENS_PER_PARAMETER * _size(config):
+        if rate / _flops(config) * seconds >= TOKENS_PER_PARAMETER / data.fill * _size(config):
             chosen = i
     while chosen != start:
         speed = measure(fitting[chosen])
-        if chosen == 0 or speed * seconds >= TOKENS_PER_PARAMETER * _size(fitting[chosen]):
+        if chosen == 0 or speed * seconds >= TOKENS_PER_PARAMETER / data.fill * _size(
+            fitting[chosen]
+        ):
             break
         chosen -= 1
         if chosen == start:

@@ -46,6 +46,7 @@ DECISIONS = (
     "model.n_layers",
     "model.n_heads",
     "data.seq_len",
+    "data.sampling",
     "train.precision",
     "train.total_steps",
     "train.micro_batch_size",

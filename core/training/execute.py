@@ -11,6 +11,7 @@ from core.backend import Backend, Batch
 from core.checkpoint import Meta, initial_checkpoint
 from core.config.schema import RunConfig
 from core.data.loader import EvalBatches, TrainLoader
+from core.data.windows import cut
 from core.errors import EXIT_SIGINT, EXIT_SIGTERM, PippinError
 from core.params import ParamSpec
 from core.training import preflight, resume, summary
@@ -67,9 +68,10 @@ def execute(job: Job, folder: RunFolder, backends: Backends, console: Console) -
     config = job.config
     backend = backends.load(config.train.backend)(config, job.specs, mode="train")
     try:
+        stream = job.prepared.open("val")
         eval_batches = EvalBatches(
-            job.prepared.open("val"),
-            seq_len=config.data.seq_len,
+            stream,
+            cut(stream, config),
             batch_size=config.train.micro_batch_size,
             max_tokens=config.train.eval_tokens,
             vocab_size=config.model.vocab_size,
@@ -164,11 +166,12 @@ def _train(
 ) -> int:
     config, prepared = job.config, job.prepared
     log = RunLog(folder.logs, tensorboard=open_tensorboard(folder.logs))
+    stream = prepared.open("train")
     with (
         StopSignals() as signals,
         TrainLoader(
-            prepared.open("train"),
-            seq_len=config.data.seq_len,
+            stream,
+            cut(stream, config),
             micro_batch_size=config.train.micro_batch_size,
             grad_accum_steps=config.train.grad_accum_steps,
             seed=config.train.seed,

@@ -25,6 +25,7 @@ from core.training.textdata import TextData
 # Keys that stand on resume besides the whole section `model`.
 FIXED = (
     "data.seq_len",
+    "data.sampling",
     "data.val_fraction",
     "data.test_fraction",
     "data.tokenizer",

@@ -14,6 +14,7 @@ from core.config.draft import AUTO, Draft, Source
 from core.config.load import build, from_resolved, load, nested
 from core.config.schema import RunConfig, key_names
 from core.data.prepare import prepare
+from core.data.windows import make_windows
 from core.errors import PippinError
 from core.machine import detect
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early
@@ -183,6 +184,7 @@ class Session:
             train_tokens=prepared.train_tokens,
             name=prepared.name,
             is_stories=draft.values["data.input_file"] is None,
+            fill=self._fill(draft, prepared),
         )
         measure: Callable[[RunConfig], float] | None = self._measure
         if self.options.manual_config:
@@ -190,6 +192,13 @@ class Session:
         speed = resolve_auto(draft, facts, device, measure)
         draft.resolve("train.save_dir", str(next_free_name(prepared.name)), "next free name")
         return speed
+
+    def _fill(self, draft: Draft, prepared: TextData) -> float:
+        """Share of a window's positions that are trained on."""
+        values = draft.values
+        seq_len = int(values["data.seq_len"])
+        windows = make_windows(prepared.open("train"), values["data.sampling"], seq_len, 0)
+        return windows.targets_per_epoch / (windows.num_windows * seq_len)
 
     def _measure(self, config: RunConfig) -> float:
         specs = param_specs(config.model)

@@ -3,6 +3,8 @@
 Run: python -m pytest tests/unit/test_autoconfig.py
 """
 
+from dataclasses import replace
+
 import pytest
 
 from core.config.load import build, load
@@ -11,6 +13,7 @@ from core.machine.autoconfig import (
     LADDER,
     MAX_EPOCHS,
     STEP_SHARE,
+    STORY_TOKENS,
     TOKENS_PER_PARAMETER,
     DataFacts,
     DeviceFacts,
@@ -45,6 +48,25 @@ def resolved(flops_per_s, *, overrides=(), gigabytes=16.0, data=DATA, **kwargs):
     speed = resolve_auto(draft, data, facts, measure)
     draft.resolve("train.save_dir", "x", "")
     return build(draft), speed, draft
+
+
+def test_stories_are_read_whole_and_text_as_it_comes():
+    config, _, draft = resolved(9e10)
+    assert (config.data.sampling, config.data.seq_len) == ("document", STORY_TOKENS)
+    for override in ("data.input_file=x.txt", "data.tokenizer=byte", "data.seq_len=64"):
+        config, _, _ = resolved(9e10, overrides=[override])
+        assert config.data.sampling == "contiguous"
+    config, _, _ = resolved(9e10, overrides=["data.sampling=packed"])
+    assert (config.data.sampling, config.data.seq_len) == ("packed", 256)
+
+
+def test_padding_costs_time_and_trains_nothing():
+    whole, speed, _ = resolved(9e10)
+    half, _, _ = resolved(9e10, data=replace(DATA, fill=0.5))
+    rows = whole.train.micro_batch_size
+    assert abs(half.train.micro_batch_size - 2 * rows) <= 1
+    # As many tokens a step, so half the steps in the time.
+    assert half.train.total_steps == pytest.approx(whole.train.total_steps / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("flops", [1e9, 3e10, 9e10, 1e12, 1e13, 1e15])

@@ -10,33 +10,44 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from core.data.loader import EvalBatches, StepBatches, TrainLoader
 from core.data.shards import TokenStream
+from core.data.windows import SAMPLINGS, make_windows
 from core.errors import PippinError
 
 VOCAB = 60_000
 
 
-def stream_of(num_tokens: int, cuts: tuple[int, ...] = ()) -> TokenStream:
-    """Token i has id i, in several files."""
+def stream_of(
+    num_tokens: int, cuts: tuple[int, ...] = (), lengths: tuple[int, ...] = ()
+) -> TokenStream:
+    """Token i has id i, in several files; documents of given lengths, or one."""
     ids = np.arange(num_tokens, dtype="<u2")
-    return TokenStream(np.split(ids, list(cuts)), vocab_size=VOCAB, text_bytes=3 * num_tokens)
+    offsets = np.cumsum([0, *lengths], dtype=np.int64) if lengths else None
+    return TokenStream(
+        np.split(ids, list(cuts)),
+        vocab_size=VOCAB,
+        text_bytes=3 * num_tokens,
+        offsets=offsets,
+    )
 
 
-def steps(stream: TokenStream, count: int, **changes: Any) -> list[StepBatches]:
+def steps(
+    stream: TokenStream, count: int, seq_len: int = 7, sampling: str = "contiguous", **changes: Any
+) -> list[StepBatches]:
     options: dict[str, Any] = {
-        "seq_len": 7,
         "micro_batch_size": 2,
         "grad_accum_steps": 4,
         "seed": 3,
         "vocab_size": VOCAB,
         "prefetch": 2,
     }
-    with TrainLoader(stream, **{**options, **changes}) as loader:
+    windows = make_windows(stream, sampling, seq_len, seed=11)
+    with TrainLoader(stream, windows, **{**options, **changes}) as loader:
         return list(itertools.islice(loader, count))
 
 
@@ -87,19 +98,91 @@ def test_every_token_is_a_target_once_per_epoch(
             assert np.array_equal(batch.targets[used], batch.tokens[used] + 1)
 
 
-def test_restart_gives_the_remaining_stream() -> None:
-    stream = stream_of(500, (100, 101, 333))
-    whole = rows(steps(stream, 30))
+LENGTHS = (1, 40, 3, 3, 7, 8, 6, 1, 1, 30, 13, 14, 2, 5, 5, 5, 6, 50, 100, 200)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=2, max_size=40),
+    seq_len=st.integers(2, 16),
+    sampling=st.sampled_from(["random_chunk", "document", "packed"]),
+    seed=st.integers(0, 99),
+)
+def test_every_mode_trains_on_every_token_once_per_epoch(
+    lengths: list[int], seq_len: int, sampling: str, seed: int
+) -> None:
+    num_tokens = sum(lengths)
+    assume(num_tokens > seq_len)
+    stream = stream_of(num_tokens, (num_tokens // 2,), tuple(lengths))
+    windows = make_windows(stream, sampling, seq_len, seed=11)
+    found = steps(
+        stream,
+        3 * windows.num_windows,
+        seq_len=seq_len,
+        sampling=sampling,
+        micro_batch_size=1,
+        grad_accum_steps=1,
+        seed=seed,
+    )
+    first = 1 if sampling == "random_chunk" else 0  # nothing comes before the text
+    for epoch in range(3):
+        part = found[epoch * windows.num_windows : (epoch + 1) * windows.num_windows]
+        seen = Counter(t for *_, targets in rows(part) for t in targets)
+        assert seen == Counter(range(first, num_tokens))
+        assert sum(step.tokens for step in part) == windows.targets_per_epoch == num_tokens - first
+    for step in found:
+        (batch,) = step.micro
+        assert step.normalizer == step.tokens == float(batch.weights.sum())
+        used = batch.weights > 0
+        assert np.array_equal(batch.tokens[used], (batch.targets[used] - 1) % num_tokens)
+        assert (batch.segments is not None) == (sampling == "packed")
+
+
+def test_random_chunks_change_with_the_epoch() -> None:
+    stream = stream_of(200)
+    windows = make_windows(stream, "random_chunk", 7, seed=11)
+    every = np.arange(windows.num_windows)
+    cuts = [windows.rows(every, np.full_like(every, e)).targets[:, 0] % 7 for e in range(20)]
+    assert len({tuple(np.unique(c)) for c in cuts}) >= 5
+    other = make_windows(stream, "random_chunk", 7, seed=12).rows(every, every * 0)
+    assert not np.array_equal(other.targets, windows.rows(every, every * 0).targets)
+
+
+@pytest.mark.parametrize("sampling", ["document", "packed"])
+def test_no_row_joins_what_documents_part(sampling: str) -> None:
+    """Positions of one segment are neighbours in the text, and one document's."""
+    stream = stream_of(sum(LENGTHS), (100,), LENGTHS)
+    document = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
+    windows = make_windows(stream, sampling, 16, seed=1)
+    every = np.arange(windows.num_windows)
+    found = windows.rows(every, every * 0)
+    segments = np.zeros_like(found.targets) if found.segments is None else found.segments
+    for targets, weights, parts in zip(found.targets, found.weights, segments):
+        assert set(parts[weights == 0]) & set(parts[weights > 0]) == set() or sampling != "packed"
+        for part in np.unique(parts[weights > 0]):
+            here = targets[(parts == part) & (weights > 0)]
+            assert np.array_equal(here, np.arange(here[0], here[0] + len(here)))
+            assert len(np.unique(document[here])) == 1
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_restart_gives_the_remaining_stream(sampling: str) -> None:
+    stream = stream_of(500, (100, 101, 333), LENGTHS)
+    whole = rows(steps(stream, 30, sampling=sampling))
     for start in (1, 2, 9, 10, 30):
-        again = rows(steps(stream, 31 - start, start_step=start))
+        again = rows(steps(stream, 31 - start, sampling=sampling, start_step=start))
         assert again == [row for row in whole if row[0] >= start]
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_together_are_the_single_stream(world_size: int) -> None:
-    stream = stream_of(300, (150,))
-    alone = steps(stream, 12)
-    shared = [steps(stream, 12, rank=r, world_size=world_size) for r in range(world_size)]
+def test_ranks_together_are_the_single_stream(world_size: int, sampling: str) -> None:
+    stream = stream_of(500, (150,), LENGTHS)
+    alone = steps(stream, 12, sampling=sampling)
+    shared = [
+        steps(stream, 12, sampling=sampling, rank=r, world_size=world_size)
+        for r in range(world_size)
+    ]
     assert sorted(row for found in shared for row in rows(found)) == rows(alone)
     for found in shared:
         assert [s.normalizer for s in found] == [s.normalizer for s in alone]
@@ -130,7 +213,7 @@ def test_accumulation_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(PippinError) as error:
         TrainLoader(
             stream_of(100),
-            seq_len=7,
+            make_windows(stream_of(100), "contiguous", 7, seed=1),
             micro_batch_size=2,
             grad_accum_steps=3,
             seed=1,
@@ -150,13 +233,14 @@ def test_short_stream_names_both_numbers() -> None:
 
 def test_id_out_of_range_is_raised_in_the_consumer_each_time() -> None:
     stream = TokenStream([np.array([1, 2, 99] * 10, "<u2")], vocab_size=100, text_bytes=1)
-    options = {"seq_len": 4, "micro_batch_size": 1, "grad_accum_steps": 1, "seed": 1}
-    with TrainLoader(stream, **options, vocab_size=99) as loader:  # type: ignore[arg-type]
+    windows = make_windows(stream, "contiguous", 4, seed=1)
+    options = {"micro_batch_size": 1, "grad_accum_steps": 1, "seed": 1}
+    with TrainLoader(stream, windows, **options, vocab_size=99) as loader:
         for _ in range(2):
             with pytest.raises(PippinError) as error:
                 next(loader)
             assert error.value.code == "P204" and "id 99" in error.value.what
-    with TrainLoader(stream, **options, vocab_size=100) as loader:  # type: ignore[arg-type]
+    with TrainLoader(stream, windows, **options, vocab_size=100) as loader:
         next(loader)
 
 
@@ -169,8 +253,9 @@ def test_large_ids_are_no_negative_numbers() -> None:
 
 def test_close_joins_the_thread_and_ends_iteration() -> None:
     before = threading.active_count()
+    windows = make_windows(stream_of(300), "contiguous", 7, seed=1)
     loader = TrainLoader(
-        stream_of(300), seq_len=7, micro_batch_size=2, grad_accum_steps=1, seed=1, vocab_size=VOCAB
+        stream_of(300), windows, micro_batch_size=2, grad_accum_steps=1, seed=1, vocab_size=VOCAB
     )
     next(loader)
     loader.close()
@@ -180,13 +265,18 @@ def test_close_joins_the_thread_and_ends_iteration() -> None:
         next(loader)
 
 
+def evaluation(stream: TokenStream, sampling: str = "contiguous", **options: Any) -> EvalBatches:
+    windows = make_windows(stream, sampling, 7, seed=1)
+    return EvalBatches(stream, windows, vocab_size=VOCAB, **options)
+
+
 def eval_targets(batches: EvalBatches) -> list[int]:
     return [int(t) for b in batches for t in b.targets[b.weights > 0].tolist()]
 
 
 def test_evaluation_of_everything() -> None:
     stream = stream_of(101, (50,))
-    batches = EvalBatches(stream, seq_len=7, batch_size=4, max_tokens=10**6, vocab_size=VOCAB)
+    batches = evaluation(stream, batch_size=4, max_tokens=10**6)
     found = list(batches)
     assert {b.tokens.shape for b in found} == {(4, 7)} and len(found) == len(batches) == 4
     assert sorted(eval_targets(batches)) == list(range(1, 101))
@@ -197,8 +287,8 @@ def test_evaluation_of_everything() -> None:
 
 def test_evaluation_sample_is_fixed_and_spread() -> None:
     stream = stream_of(7001)
-    first = EvalBatches(stream, seq_len=7, batch_size=3, max_tokens=70, vocab_size=VOCAB)
-    assert first.windows.tolist() == [50 + 100 * i for i in range(10)]
+    first = evaluation(stream, batch_size=3, max_tokens=70)
+    assert first.numbers.tolist() == [50 + 100 * i for i in range(10)]
     assert eval_targets(first) == eval_targets(first)
     assert first.num_tokens == 70
 
@@ -206,7 +296,5 @@ def test_evaluation_sample_is_fixed_and_spread() -> None:
 def test_evaluation_bytes_are_counted_by_id() -> None:
     stream = stream_of(22)
     lengths: NDArray[np.int64] = np.arange(VOCAB) % 5
-    batches = EvalBatches(
-        stream, seq_len=7, batch_size=2, max_tokens=14, vocab_size=VOCAB, token_bytes=lengths
-    )
+    batches = evaluation(stream, batch_size=2, max_tokens=14, token_bytes=lengths)
     assert batches.num_bytes == sum(t % 5 for t in eval_targets(batches))

@@ -89,12 +89,9 @@ def test_stream_reads_any_range(data: st.DataObject, cuts: list[int]) -> None:
     stop = data.draw(st.integers(start, 50))
     found = stream.tokens(start, stop)
     assert found.dtype == np.int32 and found.tolist() == ids[start:stop].tolist()
-    starts = np.array([start, 0, 50 - (stop - start)], np.int64)
-    rows = stream.rows(starts, stop - start) if stop > start else None
-    if rows is not None:
-        assert rows.dtype == np.int32
-        for i, first in enumerate(starts.tolist()):
-            assert rows[i].tolist() == ids[first : first + stop - start].tolist()
+    places = np.array(data.draw(st.lists(st.integers(0, 49), max_size=12)), np.int64)
+    gathered = stream.gather(places.reshape(-1, 2) if len(places) % 2 == 0 else places)
+    assert gathered.dtype == np.int32 and gathered.ravel().tolist() == ids[places].tolist()
 
 
 def test_stream_refuses_ranges_outside() -> None:
@@ -103,7 +100,9 @@ def test_stream_refuses_ranges_outside() -> None:
         with pytest.raises(IndexError):
             stream.tokens(3, 10)
         with pytest.raises(IndexError):
-            stream.rows(np.array([7], np.int64), 3)
+            stream.gather(np.array([[7, 9]], np.int64))
+        with pytest.raises(IndexError):
+            stream.gather(np.array([-1], np.int64))
 
 
 def test_text_comes_back_byte_for_byte(made: Prepared) -> None:

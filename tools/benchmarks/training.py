@@ -17,6 +17,7 @@ from core.config.load import build, load
 from core.config.schema import RunConfig
 from core.data.loader import StepBatches, TrainLoader
 from core.data.shards import TokenStream
+from core.data.windows import cut
 from core.machine import detect
 from core.machine.autoconfig import DataFacts, resolve_auto, resolve_early
 from core.machine.speed import flops_per_token, peak_flops
@@ -106,9 +107,10 @@ def measure(config: RunConfig, num_steps: int) -> tuple[list[Measured], dict[str
 
 def _time(backend: Backend, config: RunConfig, num_steps: int, folder: Path) -> Timings:
     t, out = config.train, Timings()
+    stream = random_stream(config, folder / "tokens.bin")
     loader = TrainLoader(
-        random_stream(config, folder / "tokens.bin"),
-        seq_len=config.data.seq_len,
+        stream,
+        cut(stream, config),
         micro_batch_size=t.micro_batch_size,
         grad_accum_steps=t.grad_accum_steps,
         seed=t.seed,

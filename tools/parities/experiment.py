@@ -17,6 +17,7 @@ from core.config.load import build, load
 from core.config.schema import RunConfig
 from core.data.loader import TrainLoader
 from core.data.shards import TokenStream
+from core.data.windows import cut
 from core.errors import PippinError
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto
 
@@ -95,6 +96,7 @@ def _fill_sizes(values: Mapping[str, Any], resolve: Any) -> None:
             resolve(key, value)
     if values["model.n_heads"] != "auto" and values["model.n_heads"] % 2:
         resolve("model.n_kv_heads", values["model.n_heads"])
+    resolve("data.sampling", "contiguous")
     resolve("model.max_seq_len", max(values["data.seq_len"], max(PROMPT_LENGTHS) + NEW_TOKENS))
 
 
@@ -131,9 +133,10 @@ def token_stream(config: RunConfig, num_steps: int) -> TokenStream:
 
 def open_loader(config: RunConfig, num_steps: int, *, start_step: int) -> TrainLoader:
     """The batches of the experiment from a step on, by the project's own loader."""
+    stream = token_stream(config, num_steps)
     return TrainLoader(
-        token_stream(config, num_steps),
-        seq_len=config.data.seq_len,
+        stream,
+        cut(stream, config),
         micro_batch_size=config.train.micro_batch_size,
         grad_accum_steps=config.train.grad_accum_steps,
         seed=config.train.seed,

@@ -128,7 +128,8 @@ class _Tiles:
         """Where the first window of each epoch begins, 0 to N - 2."""
         key = mix64(np.array([self._seed], dtype=np.uint64))
         mixed = mix64(key ^ mix64(epochs.astype(np.uint64) + np.uint64(1)))
-        return (mixed % np.uint64(self.targets_per_epoch)).astype(np.int64)
+        shifts: Int64 = (mixed % np.uint64(self.targets_per_epoch)).astype(np.int64)
+        return shifts
 
 
 class _Pieces:

@@ -51,7 +51,7 @@ def resolved(flops_per_s, *, overrides=(), gigabytes=16.0, data=DATA, **kwargs):
 
 
 def test_stories_are_read_whole_and_text_as_it_comes():
-    config, _, draft = resolved(9e10)
+    config, _, _ = resolved(9e10)
     assert (config.data.sampling, config.data.seq_len) == ("document", STORY_TOKENS)
     for override in ("data.input_file=x.txt", "data.tokenizer=byte", "data.seq_len=64"):
         config, _, _ = resolved(9e10, overrides=[override])
@@ -61,7 +61,7 @@ def test_stories_are_read_whole_and_text_as_it_comes():
 
 
 def test_padding_costs_time_and_trains_nothing():
-    whole, speed, _ = resolved(9e10)
+    whole, _, _ = resolved(9e10)
     half, _, _ = resolved(9e10, data=replace(DATA, fill=0.5))
     rows = whole.train.micro_batch_size
     assert abs(half.train.micro_batch_size - 2 * rows) <= 1

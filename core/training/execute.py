@@ -141,6 +141,7 @@ def _open_folder(job: Job, folder: RunFolder, backends: Backends, console: Conso
     with writing(folder.path):
         if start is None or job.is_new_folder:
             folder.clear(keep=() if start is None else (start.path,))
+            state.saved_best_val_loss = state.saved_best_step = None  # no best.* is here yet
         else:
             for old in start.later:
                 old.unlink(missing_ok=True)

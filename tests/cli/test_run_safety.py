@@ -182,13 +182,15 @@ def test_flags_without_effect_on_resume_are_refused_with_a_remedy_that_works(her
     assert train_here("--resume", run, "--save_dir", run, "--dry-run") == 0
 
 
-def test_a_checkpoint_outside_a_run_goes_on_in_the_folder_that_is_given(here, capsys):
+def test_a_checkpoint_outside_a_run_goes_on_in_the_folder_that_is_given(here, capsys, monkeypatch):
     run = here / "checkpoints" / "r"
+    poison(monkeypatch, (5, 6))  # no step is better than the best of the first folder
     assert train_here(*start(here, "--save-dir", run), "--max-steps", 4) == 0
     moved = here / "moved.pt"
     moved.write_bytes((run / "step_000004.pt").read_bytes())
     assert train_here("--resume", moved, "--save_dir", here / "mine") == 0
     assert (here / "mine" / "step_000006.pt").is_file()
+    assert step_of(here / "mine" / "best.pt") == 6
     assert not (here / "checkpoints" / "moved-1").exists()
     before = everything(run)
     assert train_here("--resume", moved, "--save_dir", run) == 2
@@ -227,11 +229,11 @@ def test_best_is_linked_again_after_a_kill_before_its_link(here, capsys):
     assert step_of(run / "best.pt") in (4, 5)
 
 
-def skip_step_3(monkeypatch):
-    """A step that changes nothing, so that its validation is no better than the one before."""
+def poison(monkeypatch, steps):
+    """Steps that change nothing, so that their validation is no better than the one before."""
 
     def poisoned(step, train, normalizer):
-        return step_hyper(step, train, math.nan if step == 3 else normalizer)
+        return step_hyper(step, train, math.nan if step in steps else normalizer)
 
     monkeypatch.setattr("core.training.loop.step_hyper", poisoned)
 
@@ -240,7 +242,7 @@ def skip_step_3(monkeypatch):
 def test_best_of_steps_that_are_given_up_is_not_kept(here, monkeypatch, pruned):
     run = here / "checkpoints" / "r"
     first = ("train.ckpt_interval=1", "train.eval_interval=1", "train.samples=0")
-    skip_step_3(monkeypatch)
+    poison(monkeypatch, (3,))
     assert train_here(*start(here, "--save-dir", run, *first)) == 0
     assert step_of(run / "best.pt") == 6
     if pruned:

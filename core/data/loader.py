@@ -226,13 +226,7 @@ class TrainLoader:
 
 
 class EvalBatches:
-    """Fixed windows for validation, spread evenly over a split: the same ones each time.
-
-    Attributes:
-        num_tokens: Targets with weight 1 over all batches.
-        num_bytes: Bytes of text that those targets stand for, for bits per byte: exact where the
-            bytes of each id are given, else by the average of the split.
-    """
+    """Fixed windows for validation, spread evenly over a split: the same ones each time."""
 
     def __init__(
         self,
@@ -242,7 +236,6 @@ class EvalBatches:
         batch_size: int,
         max_tokens: int,
         vocab_size: int,
-        token_bytes: NDArray[np.int64] | None = None,
     ) -> None:
         """Choose the windows.
 
@@ -252,10 +245,6 @@ class EvalBatches:
             batch_size: Rows of every batch; the last is filled up with rows of weight 0.
             max_tokens: Targets to score, about, at least one window.
             vocab_size: The model's; every id must be below it.
-            token_bytes: int64 `[V]`, from `Tokenizer.token_bytes`.
-
-        Raises:
-            PippinError: P204 for an id out of range.
         """
         self._stream, self._windows, self._vocab_size = stream, windows, vocab_size
         self._batch_size = batch_size
@@ -265,22 +254,17 @@ class EvalBatches:
         self.numbers: NDArray[np.int64] = (
             (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
         )
-        self.num_tokens = 0
-        self.num_bytes = 0.0
-        for batch in self:
-            scored = batch.weights > 0
-            self.num_tokens += int(np.count_nonzero(scored))
-            if token_bytes is not None:
-                self.num_bytes += float(token_bytes[batch.targets[scored]].sum())
-        if token_bytes is None:
-            self.num_bytes = self.num_tokens * stream.text_bytes / stream.num_tokens
 
     def __len__(self) -> int:
         """Number of batches."""
         return -(-len(self.numbers) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches of equal shape, `[batch_size, T]`."""
+        """Batches of equal shape, `[batch_size, T]`.
+
+        Raises:
+            PippinError: P204 for an id out of range.
+        """
         for start in range(0, len(self.numbers), self._batch_size):
             numbers = self.numbers[start : start + self._batch_size]
             missing = self._batch_size - len(numbers)

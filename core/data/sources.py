@@ -11,10 +11,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from core.data.nearby import FILE_KINDS, JSON_LINES, nearby_text
 from core.data.split import Split
@@ -108,12 +109,9 @@ class FileSource:
         whole = hashlib.sha256(f"files 1\n{self.text_field}\n".encode())
         for path in self.files:
             content = hashlib.sha256()
-            try:
-                with path.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        content.update(block)
-            except OSError as error:
-                raise PippinError("P201", f"{path} cannot be read: {error.strerror}") from error
+            with _opened(path) as stream:
+                while block := stream.read(1 << 20):
+                    content.update(block)
             size = path.stat().st_size
             whole.update(b"%s\0%d\0%s\n" % (self._hashed_name(path), size, content.digest()))
         return whole.hexdigest()
@@ -154,7 +152,7 @@ class FileSource:
 
     def _parts(self, path: Path) -> Iterator[Document]:
         name, offset, line = self._relative(path), 0, 1
-        with path.open("rb") as stream:
+        with _opened(path) as stream:
             while block := stream.read(PART_BYTES):
                 block += stream.readline()
                 self._counts["cut"] += int(offset == 0 and len(block) < self._size(path))
@@ -165,7 +163,7 @@ class FileSource:
 
     def _records(self, path: Path) -> Iterator[Document]:
         name, offset = self._relative(path), 0
-        with path.open("rb") as stream:
+        with _opened(path) as stream:
             # By bytes, not by str.splitlines: that would cut a record at U+2028.
             for number, raw in enumerate(stream, start=1):
                 text = self._decode(raw, path, number, offset)
@@ -220,6 +218,16 @@ class FileSource:
             choices=texts,
             remedy=f"data.text_field={texts[0]}" if texts else "",
         )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file, of which every fault of the disk or of permission is P201."""
+    try:
+        with path.open("rb") as stream:
+            yield stream
+    except OSError as error:
+        raise PippinError("P201", f"{path} cannot be read: {error.strerror}") from error
 
 
 @dataclass

@@ -10,7 +10,7 @@ Making one from text is `core.data.tokenizer_training`.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -303,21 +303,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if tokenizer.fingerprint != hashlib.sha256(content).hexdigest():
         raise _bad_tokenizer(f"{path} was changed after it was written")
     return tokenizer
-
-
-def encode_documents(
-    tokenizer: Tokenizer, texts: Iterable[str], *, batch_chars: int = 1 << 20
-) -> Iterator[Ids]:
-    """Ids of each text in order, encoded in batches: several times faster than one by one."""
-    batch: list[str] = []
-    chars = 0
-    for text in texts:
-        batch.append(text)
-        chars += len(text)
-        if chars >= batch_chars:
-            yield from tokenizer.encode_batch(batch)
-            batch, chars = [], 0
-    yield from tokenizer.encode_batch(batch)
 
 
 def cut_text(text: str, max_chars: int) -> list[str]:

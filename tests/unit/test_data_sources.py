@@ -298,3 +298,12 @@ def test_cuts_are_at_line_ends_and_near_the_shares() -> None:
     assert train.endswith("\n") and val.endswith("\n")
     assert len(val) / len(text) == pytest.approx(0.1, abs=0.002)
     assert len(test) / len(text) == pytest.approx(0.05, abs=0.002)
+
+
+@pytest.mark.parametrize("name", ["gone.txt", "gone.jsonl"])
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
+    source = FileSource(tmp_path, (tmp_path / name,))
+    for read in (lambda: list(source.documents()), lambda: source.fingerprint):
+        with pytest.raises(PippinError) as error:
+            read()
+        assert error.value.code == "P201" and name in error.value.what

@@ -20,7 +20,6 @@ from core.data.tokenizer import (
     SentencePieceTokenizer,
     Tokenizer,
     cut_text,
-    encode_documents,
     load_tokenizer,
 )
 from core.data.tokenizer_training import choose_tokenizer, train_tokenizer
@@ -82,9 +81,7 @@ def test_own_text_comes_back_and_is_free_of_controls(kind: str) -> None:
 def test_batches_are_the_single_texts(kind: str) -> None:
     tokenizer = ALL[kind]
     single = [tokenizer.encode(text) for text in TEXTS]
-    for size in (1, 100, 10**6):
-        found = [ids.tolist() for ids in encode_documents(tokenizer, TEXTS, batch_chars=size)]
-        assert found == single
+    assert [ids.tolist() for ids in tokenizer.encode_batch(TEXTS)] == single
 
 
 @pytest.mark.parametrize("kind", list(ALL))

@@ -30,6 +30,10 @@ SUFFIX = {"mlx": ".npz", "mps": ".pt", "cuda": ".pt", "cpu": ".pt"}
 MIN_TORCH = (2, 11)
 MIN_TORCH_MPS = (2, 12)
 MIN_MLX = (0, 32, 2)
+# Of Metal's bfloat16, and of the wheels of MLX.
+MIN_MACOS = (14,)
+# What macOS tells a Python that was built for systems before 11, whatever it is.
+UNKNOWN_MACOS = (10, 16)
 # Device files of the driver, also below Windows; without one there is no need to import torch.
 NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 # Short spins at OpenMP's barriers: beside other busy programs a step takes half as long (docs/LOG.md).
@@ -121,6 +125,10 @@ def _check(name: str) -> Availability:
             "needs an arm64 Python; this one is an Intel build running under Rosetta",
             "brew install python@3.12, then remove .venv and run make run again",
         )
+    old = _old_macos() if name in ("mlx", "mps") else ""
+    if old:
+        reason = f"needs macOS >= 14, found {old}"
+        return Availability(name, False, reason, "update macOS, or --backend cpu")
     return _check_mlx() if name == "mlx" else _check_torch(name)
 
 
@@ -167,6 +175,14 @@ def _check_torch(name: str) -> Availability:
     if not present:
         return Availability(name, False, f"torch {version} sees no {name} device", "--backend cpu")
     return Availability(name, True, versions=versions)
+
+
+def _old_macos() -> str:
+    """The version of a macOS that is too old; empty for others, unknown ones and other systems."""
+    version = platform.mac_ver()[0]
+    numbers = _numbers(version)
+    known = bool(version) and numbers[:2] != UNKNOWN_MACOS
+    return version if known and numbers < MIN_MACOS else ""
 
 
 def _version(package: str) -> str | None:

@@ -116,6 +116,8 @@ def test_a_small_text_is_not_read_a_hundred_times():
 
 def test_precision_and_compilation_follow_the_device():
     assert resolved(1e11)[0].train.precision == "float32"
+    eager = resolved(1e12, backend="mps", is_gpu=True, native_bf16=True)[0].train
+    assert eager.precision == "float32"
     mac = resolved(1e12, backend="mlx", is_gpu=True, native_bf16=True)[0].train
     assert (mac.precision, mac.compile, mac.ns_dtype) == ("bfloat16", True, "float32")
 

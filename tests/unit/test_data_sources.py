@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data import sources
-from core.data.sources import StorySource, open_source
+from core.data.sources import FileSource, StorySource, open_source
 from core.data.split import assign_documents, cut_document, document_key, keep_apart
 from core.errors import PippinError
 
@@ -306,4 +306,5 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> Non
     for read in (lambda: list(source.documents()), lambda: source.fingerprint):
         with pytest.raises(PippinError) as error:
             read()
-        assert error.value.code == "P201" and name in error.value.what
+        assert error.value.code == "P201"
+        assert name in error.value.what

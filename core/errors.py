@@ -85,8 +85,8 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "P012": (
         "command line",
-        "The command line has an unknown flag or an override that is not of the form section.key="
-        "value.",
+        "The command line has an unknown flag, an override that is not of the form section.key="
+        "value, or a flag that could have no effect, as --minutes on a run that goes on.",
     ),
     "P101": (
         "memory",
@@ -101,7 +101,7 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "P202": (
         "undecodable text",
-        "A text file is not valid UTF-8, or a JSON line is broken or lacks the text field. The "
+        "A text is not valid UTF-8, or a JSON line is broken or lacks the text field. The "
         "message names the file and the line. Convert the file (for example with iconv) or remove "
         "the line.",
     ),

@@ -24,6 +24,8 @@ from core.errors import PippinError, all_problems
 from core.paths import CONFIGS_DIR
 
 MAX_CONFIG_BYTES = 1_000_000
+# What checkpoints from before there was such a key were made with.
+IMPLICIT = {"data.sampling": "contiguous"}
 
 
 def find_config(name_or_path: str) -> Path:
@@ -311,6 +313,8 @@ def nested(items: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
 def from_resolved(data: Mapping[str, Any], where: str) -> Draft:
     """The draft of a saved, resolved configuration (a checkpoint's), to be overridden on resume."""
     draft = defaults()
+    for key, value in IMPLICIT.items():
+        draft.set(key, value, Source("checkpoint", where))
     for section, body in data.items():
         for name, value in body.items():
             key = f"{section}.{name}"

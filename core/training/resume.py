@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from core.checkpoint import Checkpoint, Meta, OpenCheckpoint, list_checkpoints, newest_valid, verify
 from core.config.draft import AUTO, Draft, Source
+from core.config.load import build, from_resolved
 from core.config.rates import scale_rates
 from core.config.schema import RunConfig, is_auto_key, key_names
 from core.errors import PippinError
@@ -237,7 +238,7 @@ def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) ->
     Raises:
         PippinError: P302 with both values of everything that differs, P301 for other data.
     """
-    saved = RunConfig.model_validate(start.meta.config)
+    saved = build(from_resolved(start.meta.config, str(start.path)))
     differing = [
         f"model.{name}: the checkpoint has {old}, the configuration asks for {new}"
         for name, old, new in _pairs(saved.model.model_dump(), config.model.model_dump())
@@ -303,7 +304,7 @@ def same_curve(start: ResumePoint, config: RunConfig, version: str) -> str:
         config: The configuration of the rest.
         version: Version of the framework that computes it.
     """
-    saved = RunConfig.model_validate(start.meta.config)
+    saved = build(from_resolved(start.meta.config, str(start.path)))
     keys = [k for k in key_names() if k not in OUTWARD]
     changed = [k for k in keys if _get(saved, k) != _get(config, k)]
     if changed:

@@ -10,7 +10,7 @@ import pytest
 
 from core.backend import Availability
 from core.checkpoint import initial_checkpoint
-from core.config.load import from_resolved, load
+from core.config.load import build, from_resolved, load
 from core.config.schema import RunConfig
 from core.params import param_specs
 from core.training import resume
@@ -110,3 +110,11 @@ def test_a_resumed_checkpoint_counts_skipped_steps_anew_and_is_the_same_otherwis
     assert again.names == ckpt.names and (again.meta.step, again.meta.kind) == (5, "full")
     name = ckpt.names[0]
     assert (again.read(name) == ckpt.read(name)).all() and again.shape(name) == ckpt.shape(name)
+
+
+def test_a_checkpoint_from_before_a_key_was_there_goes_on_as_it_was():
+    config = tiny_config(data__sampling="contiguous")
+    start = point(config, backend=config.train.backend)
+    del start.meta.config["data"]["sampling"]
+    assert resume.same_curve(start, config, "1.0") == "same data order, same curve"
+    assert build(from_resolved(start.meta.config, "r")) == config

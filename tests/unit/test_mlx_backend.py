@@ -223,9 +223,9 @@ def test_what_went_wrong_in_a_step_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     backend = build()
     batch = random_batch(backend.config)
 
-    def fail(text: str) -> None:
+    def fail(text: str, kind: type[Exception] = RuntimeError) -> None:
         def raising(*_: Any) -> None:
-            raise RuntimeError(text)
+            raise kind(text)
 
         monkeypatch.setattr(backend, "_whole", raising)
 
@@ -237,6 +237,9 @@ def test_what_went_wrong_in_a_step_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         fail(text)
         with pytest.raises(PippinError, match="P101"):
             step(backend, 1, [batch])
+    fail("std::bad_alloc", MemoryError)
+    with pytest.raises(PippinError, match="P101"):
+        step(backend, 1, [batch])
     fail("no kernel")
     with pytest.raises(RuntimeError, match="no kernel"):
         step(backend, 1, [batch])

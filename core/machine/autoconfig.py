@@ -28,9 +28,11 @@ STORY_TOKENS = 200
 STEP_SHARE = 0.93
 # Passes over a text after which a small model only memorises it.
 MAX_EPOCHS = 20
-# Rates of the groups as multiples of train.lr, measured (docs/LOG.md 2026-11-21).
+# Rates of the groups as multiples of train.lr, measured at a width of 128 (docs/LOG.md 2026-11-21).
+# The head's falls with the width, as the sum it scales grows (Yang et al., 2022, arXiv:2203.03466).
+MEASURED_WIDTH = 128
 RATE_MULTIPLIERS = {
-    "untied": {"matrix": 4.0, "embed": 100.0, "head": 5.0, "vector": 5.0},
+    "untied": {"matrix": 6.0, "embed": 50.0, "head": 25.0, "vector": 5.0},
     "tied": {"matrix": 4.0, "embed": 2.0, "head": 2.0, "vector": 2.0},
 }
 
@@ -188,7 +190,7 @@ def _resolve_steps(draft: Draft, data: DataFacts, speed: float | None) -> None:
     warmup = min(100, total // 20)
     draft.resolve("train.warmup_steps", warmup, "a twentieth of the run, at most 100")
     least = math.ceil(int(values["train.eval_tokens"]) / step_tokens)
-    draft.resolve("train.eval_interval", max(total // 20, least), "at most 20 validations")
+    draft.resolve("train.eval_interval", max(total // 12, least), "at most 12 validations")
     draft.resolve("train.ckpt_interval", max(total // 10, 1), "10 checkpoints")
 
 
@@ -199,7 +201,11 @@ def _resolve_rates(draft: Draft) -> None:
     for group, factor in RATE_MULTIPLIERS["tied" if tied else "untied"].items():
         if values["train.optimizer"] == "adamw" and group == "matrix":
             factor = 1.0
-        draft.resolve(f"train.lr_{group}", lr * factor, f"{factor:g} x train.lr")
+        why = f"{factor:g} x train.lr"
+        if group == "head" and int(values["model.d_model"]) > MEASURED_WIDTH:
+            factor *= MEASURED_WIDTH / int(values["model.d_model"])
+            why += f" x {MEASURED_WIDTH} / model.d_model"
+        draft.resolve(f"train.lr_{group}", float(f"{lr * factor:.6g}"), why)
     draft.resolve("train.min_lr", 0.1 * lr, "a tenth of train.lr")
 
 

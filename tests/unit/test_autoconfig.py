@@ -69,6 +69,14 @@ def test_padding_costs_time_and_trains_nothing():
     assert half.train.total_steps == pytest.approx(whole.train.total_steps / 2, rel=0.1)
 
 
+def test_the_heads_rate_falls_with_the_width():
+    def head(width):
+        return resolved(9e10, overrides=[f"model.d_model={width}"])[0].train.lr_head
+
+    assert head(128) == head(64) == pytest.approx(0.05)
+    assert head(512) == pytest.approx(0.05 / 4)
+
+
 @pytest.mark.parametrize("flops", [1e9, 3e10, 9e10, 1e12, 1e13, 1e15])
 def test_the_size_sees_ten_tokens_per_parameter_in_the_time_and_the_next_one_would_not(flops):
     config, speed, _ = resolved(flops)

@@ -210,11 +210,16 @@ def test_odd_values_are_refused_in_one_short_message(value):
 GROUPS = ("train.lr_matrix", "train.lr_embed", "train.lr_head")
 
 
-def test_a_given_rate_scales_the_rates_of_the_preset():
-    preset, draft = (
-        load(config="quickstart"),
-        load(config="quickstart", overrides=["train.lr=1e-4"]),
-    )
+@pytest.fixture
+def with_rates(tmp_path):
+    path = tmp_path / "rates.yaml"
+    path.write_text("train:\n  lr_matrix: 0.012\n  lr_embed: 0.1\n  lr_head: 0.05\n")
+    return str(path)
+
+
+def test_a_given_rate_scales_the_rates_of_the_preset(with_rates):
+    preset = load(config=with_rates)
+    draft = load(config=with_rates, overrides=["train.lr=1e-4"])
     factor = 1e-4 / preset.values["train.lr"]
     for name in GROUPS:
         assert draft.values[name] == pytest.approx(preset.values[name] * factor)
@@ -233,7 +238,7 @@ def test_a_group_rate_that_is_given_too_stays(tmp_path):
     assert alone.values["train.lr_matrix"] == 4e-2
 
 
-def test_a_scaled_rate_out_of_range_names_the_flag():
+def test_a_scaled_rate_out_of_range_names_the_flag(with_rates):
     with pytest.raises(PippinError) as info:
-        load(config="quickstart", overrides=["train.lr=9"])
+        load(config=with_rates, overrides=["train.lr=9"])
     assert info.value.code == "P010" and "train.lr=9" in info.value.render()

@@ -47,6 +47,7 @@ class CudaPolicy:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.compute_dtype = DTYPES[config.train.precision]
         self.loss_chunk_elements = 1 << 28  # 1 GiB of float32
+        self.skips_padding = False
         self.key_block = 64
         _use_deterministic_kernels()
         torch.cuda.set_per_process_memory_fraction(config.train.memory_fraction, self.device)

@@ -30,6 +30,8 @@ class DevicePolicy(Protocol):
         device: Where parameters and batches are.
         compute_dtype: dtype of matmuls and attention.
         loss_chunk_elements: Logits that the loss holds at a time, as a number of elements.
+        skips_padding: Whether the head leaves out what has weight 0. Its shapes then vary with the
+            data, and the host must know how many there are.
         key_block: Keys that decoding reads are rounded up to a multiple of this, so that a growing
             text has few shapes where a new shape costs memory or a compilation.
     """
@@ -38,6 +40,7 @@ class DevicePolicy(Protocol):
     device: torch.device
     compute_dtype: torch.dtype
     loss_chunk_elements: int
+    skips_padding: bool
     key_block: int
 
     def place(self, array: NDArray[Any]) -> Tensor:
@@ -119,6 +122,7 @@ class CpuPolicy:
         # 4 MiB of float32: a chunk stays in cache, and its pages are reused. At 3072 tokens and
         # 4096 words the loss takes about half the time of one block of logits (2-core EPYC).
         self.loss_chunk_elements = 1 << 21
+        self.skips_padding = True
         self.key_block = 1
 
     def place(self, array: NDArray[Any]) -> Tensor:

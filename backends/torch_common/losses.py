@@ -87,8 +87,11 @@ def pretrain_loss(
         float32 scalar.
     """
     hidden = model.hidden(tokens, segments, row_keys).flatten(0, 1)  # [N, D]
+    targets, weights = targets.flatten(), weights.flatten()
+    if model.policy.skips_padding:
+        kept = weights.nonzero().squeeze(-1)
+        hidden = hidden.index_select(0, kept)
+        targets, weights = targets[kept], weights[kept]
     chunk = max(1, model.policy.loss_chunk_elements // model.config.vocab_size)
-    loss: Tensor = _HeadLoss.apply(
-        hidden, model.head_weight, targets.flatten(), weights.flatten(), coefficient, chunk
-    )
+    loss: Tensor = _HeadLoss.apply(hidden, model.head_weight, targets, weights, coefficient, chunk)
     return loss

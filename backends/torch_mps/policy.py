@@ -53,6 +53,7 @@ class MpsPolicy:
         self.device = torch.device(device)
         self.compute_dtype = DTYPES[config.train.precision]
         self.loss_chunk_elements = 1 << 25  # 128 MiB of float32
+        self.skips_padding = False
         self.key_block = 64
         self._causal_bias: Tensor | None = None
         self._peak_bytes = 0

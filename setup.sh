@@ -10,9 +10,12 @@ fail() { printf 'P502 %s\n' "$1" >&2; [ -z "${2:-}" ] || printf '  try: %s\n' "$
 extras=""
 constraints=""
 if [ "$kind" = dev ]; then extras="[dev]"; fi
-if [ "$kind" = dev ] && [ "$(uname -s)" = Linux ]; then
-  extras="[dev,mlx-cpu]"
-  constraints="-c constraints-ci.txt"
+if [ "$(uname -s)" = Linux ]; then
+  if [ "$kind" = dev ]; then extras="[dev,mlx-cpu]"; fi
+  # The tested torch. With an NVIDIA GPU a user gets the newest one, whose CUDA packages are gigabytes.
+  if [ "$kind" = dev ] || ! command -v nvidia-smi >/dev/null 2>&1; then
+    constraints="-c constraints-ci.txt"
+  fi
 fi
 
 stamp=.venv/.pippin-$kind

@@ -66,12 +66,15 @@ def setup(project, *args):
 
 
 @pytest.mark.parametrize("with_uv", [False, True])
-def test_users_get_the_range_of_pyproject_and_ci_the_pins(project, with_uv):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_gpu_gets_the_range_of_pyproject_and_tests_get_the_pins(project, with_uv, gpu):
     if with_uv:
         script(project / "fake" / "uv", UV)
+    if gpu:
+        script(project / "fake" / "nvidia-smi", "#!/bin/sh\n")
     code, err, calls = setup(project)
     assert code == 0, err
-    assert "install" in calls and "constraints" not in calls
+    assert "install" in calls and ("constraints" not in calls) == gpu
     code, err, calls = setup(project, "dev")
     assert code == 0, err
     assert "-c constraints-ci.txt" in calls and "[dev,mlx-cpu]" in calls

@@ -190,8 +190,11 @@ def _resolve_steps(draft: Draft, data: DataFacts, speed: float | None) -> None:
     warmup = min(100, total // 20)
     draft.resolve("train.warmup_steps", warmup, "a twentieth of the run, at most 100")
     least = math.ceil(int(values["train.eval_tokens"]) / step_tokens)
-    draft.resolve("train.eval_interval", max(total // 12, least), "at most 12 validations")
-    draft.resolve("train.ckpt_interval", max(total // 10, 1), "10 checkpoints")
+    tenth = math.ceil(total / 10)
+    draft.resolve("train.ckpt_interval", tenth, "10 checkpoints")
+    # Every checkpoint is validated, to know the best.
+    why = "with each checkpoint" if tenth >= least else "not more tokens than are trained on"
+    draft.resolve("train.eval_interval", max(tenth, least), why)
 
 
 def _resolve_rates(draft: Draft) -> None:

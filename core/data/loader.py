@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.backend import Batch
-from core.data.order import WindowOrder
+from core.data.order import WindowOrder, permute
 from core.data.shards import TokenStream
 from core.data.windows import Windows
 from core.errors import PippinError
 
 # Rows whose windows are computed at a time: numpy's cost per call is shared by all of them.
 _ORDER_ROWS = 8_192
+# Steps whose rows are sorted by length together, so that little of a row is padding.
+GROUP_STEPS = 16
 _POLL_S = 0.1
 
 
@@ -49,6 +51,7 @@ def read_windows(
     *,
     row0: int,
     vocab_size: int,
+    trim: bool = False,
 ) -> Batch:
     """Read windows as one batch.
 
@@ -59,11 +62,14 @@ def read_windows(
         epochs: int64 `[B]`, the epoch of each.
         row0: Row of the step that the first window is.
         vocab_size: Every id must be below it.
+        trim: Leave out columns that are padding in every row, as far as `Windows.width` does.
 
     Raises:
         PippinError: P204 for an id that is not.
     """
     rows = windows.rows(numbers, epochs)
+    if trim and (width := windows.width(numbers)) < windows.seq_len:
+        rows = rows.cut(width)
     targets = stream.gather(rows.targets)  # [B, T]
     # The stream is a ring: the first token follows the last.
     tokens = stream.gather((rows.targets - 1) % stream.num_tokens)
@@ -183,20 +189,45 @@ class TrainLoader:
 
     def _fill(self, start_step: int) -> None:
         try:
-            block = max(1, _ORDER_ROWS // self._step_rows)
-            step = start_step
+            groups = max(1, _ORDER_ROWS // (self._step_rows * GROUP_STEPS))
+            group, block = (start_step - 1) // GROUP_STEPS, groups * GROUP_STEPS
             while not self._stop.is_set():
-                first_row, count = (step - 1) * self._step_rows, block * self._step_rows
-                numbers = self._order.windows(first_row, count).reshape(block, -1)
-                epochs = self._order.epochs(first_row, count).reshape(block, -1)
+                first_row = group * GROUP_STEPS * self._step_rows
+                numbers = self._order.windows(first_row, block * self._step_rows)
+                epochs = self._order.epochs(first_row, block * self._step_rows)
+                if self._windows.lengths is not None:
+                    numbers = self._alike(numbers, epochs, group)
                 for i in range(block):
-                    self._put(self._batches(step + i, numbers[i], epochs[i]))
+                    step = group * GROUP_STEPS + i + 1
+                    if step >= start_step:
+                        rows = slice(i * self._step_rows, (i + 1) * self._step_rows)
+                        self._put(self._batches(step, numbers[rows], epochs[rows]))
                     if self._stop.is_set():
                         return
-                step += block
+                group += groups
         except BaseException as error:
             # The thread is a boundary: what happened is raised again where batches are asked for.
             self._put(error)
+
+    def _alike(
+        self, numbers: NDArray[np.int64], epochs: NDArray[np.int64], group: int
+    ) -> NDArray[np.int64]:
+        """Sort each group's rows by length, and mix its steps again.
+
+        A group in which an epoch ends stays as it is: each epoch keeps its rows.
+        """
+        lengths = self._windows.lengths
+        out = numbers.reshape(-1, GROUP_STEPS * self._step_rows).copy()
+        for i, (row, epoch) in enumerate(zip(out, epochs.reshape(out.shape))):
+            if lengths is None or epoch[0] != epoch[-1]:
+                continue
+            key = np.full(GROUP_STEPS, group + i, dtype=np.uint64)
+            steps = np.arange(GROUP_STEPS, dtype=np.uint64)
+            mixed = permute(steps, GROUP_STEPS, self._order.seed, key).astype(np.int64)
+            by_length = row[np.argsort(lengths[row], kind="stable")]
+            row[:] = by_length.reshape(GROUP_STEPS, -1)[mixed].reshape(-1)
+        flat: NDArray[np.int64] = out.reshape(-1)
+        return flat
 
     def _batches(
         self, step: int, numbers: NDArray[np.int64], epochs: NDArray[np.int64]
@@ -210,6 +241,7 @@ class TrainLoader:
                 epochs[m * size : (m + 1) * size],
                 row0=m * size,
                 vocab_size=self._vocab_size,
+                trim=True,
             )
             for m in self._my_micro
         )

@@ -29,6 +29,9 @@ __all__ = ["SAMPLINGS", "Rows", "Windows", "cut", "make_windows"]
 
 Int64 = NDArray[np.int64]
 
+# Widths that rows of one document may have. Few, since a new shape may cost a compilation.
+WIDTHS = 8
+
 SAMPLINGS = ("contiguous", "random_chunk", "document", "packed")
 
 
@@ -48,6 +51,11 @@ class Rows:
     weights: NDArray[np.float32]
     segments: NDArray[np.int32] | None
 
+    def cut(self, width: int) -> "Rows":
+        """The first columns, which must hold everything of weight 1."""
+        segments = None if self.segments is None else self.segments[:, :width].copy()
+        return Rows(self.targets[:, :width].copy(), self.weights[:, :width].copy(), segments)
+
 
 class Windows(Protocol):
     """A way to cut a stream into windows of `seq_len` targets.
@@ -56,18 +64,27 @@ class Windows(Protocol):
         num_windows: W, the same in every epoch.
         seq_len: T.
         targets_per_epoch: Targets with weight 1 in all windows together.
+        positions_per_epoch: Positions that are computed for them, about: what `width` leaves.
+        lengths: int64 `[W]`, targets of each window, where windows of one length should share a
+            step; None where all are alike.
     """
 
     num_windows: int
     seq_len: int
     targets_per_epoch: int
+    positions_per_epoch: int
+    lengths: Int64 | None
 
     def count(self, windows: Int64) -> int:
         """Targets with weight 1 in these windows `[B]` together, in any epoch."""
         ...
 
+    def width(self, windows: Int64) -> int:
+        """Columns that hold all targets of these windows `[B]`, at most T; one of a few values."""
+        ...
+
     def rows(self, windows: Int64, epochs: Int64) -> Rows:
-        """Rows of windows `[B]` in their epochs `[B]`."""
+        """Rows of windows `[B]` in their epochs `[B]`, T wide."""
         ...
 
 
@@ -112,6 +129,11 @@ class _Tiles:
         self.num_windows = -(-self.targets_per_epoch // seq_len)
         self._last = self.targets_per_epoch - (self.num_windows - 1) * seq_len
         self._seed = seed
+        self.positions_per_epoch = self.num_windows * seq_len
+        self.lengths: Int64 | None = None
+
+    def width(self, windows: Int64) -> int:
+        return self.seq_len
 
     def count(self, windows: Int64) -> int:
         last = int(np.count_nonzero(windows == self.num_windows - 1))
@@ -142,6 +164,19 @@ class _Pieces:
         self._pieces, self._segments = pieces, segments
         ends = np.concatenate([[0], np.cumsum(pieces.lengths)])
         self._filled: Int64 = np.diff(ends[pieces.first])  # [W]
+        self.positions_per_epoch = self.num_windows * seq_len
+        self.lengths: Int64 | None = None
+        self._quantum = -(-seq_len // WIDTHS)
+        if not segments:
+            self.lengths = self._filled
+            widths = -(-self._filled // self._quantum) * self._quantum
+            self.positions_per_epoch = int(np.minimum(widths, seq_len).sum())
+
+    def width(self, windows: Int64) -> int:
+        if self.lengths is None:
+            return self.seq_len
+        longest = int(self.lengths[windows].max())
+        return min(-(-longest // self._quantum) * self._quantum, self.seq_len)
 
     def count(self, windows: Int64) -> int:
         return int(self._filled[windows].sum())

@@ -41,7 +41,8 @@ RATE_MULTIPLIERS = {
 class DataFacts:
     """What is known of the prepared data.
 
-    `fill` is the share of a window's positions that are trained on, the rest is padding.
+    `fill` is the share of a window's positions that are trained on, the rest is padding; `work` is the
+    share that is computed.
     """
 
     vocab_size: int
@@ -49,6 +50,7 @@ class DataFacts:
     name: str
     is_stories: bool
     fill: float = 1.0
+    work: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,17 @@ def resolve_auto(
         draft: Changed in place.
         data: Facts of the prepared data.
         device: Facts of the device.
-        measure: Tokens per second of a configuration, by a short probe on the backend.
+        measure: Positions per second of a configuration, by a short probe on the backend.
 
     Returns:
-        Measured tokens per second of the result, None if nothing had to be measured.
+        Trained tokens per second of the result, None if nothing had to be measured.
     """
     _resolve_plain(draft, data, device)
     speed = None
     sized = any(draft.is_auto(k) for k in ("model.d_model", "model.n_layers"))
     if measure is not None and (sized or draft.is_auto("train.total_steps")):
-        speed = _resolve_size(draft, data, device, measure)
+        share = data.fill / data.work
+        speed = _resolve_size(draft, data, device, lambda config: share * measure(config))
     _resolve_shape(draft, *LADDER[0])
     _resolve_batch(draft, data)
     _resolve_steps(draft, data, speed)
@@ -170,14 +173,13 @@ def _resolve_batch(draft: Draft, data: DataFacts) -> None:
 def _resolve_steps(draft: Draft, data: DataFacts, speed: float | None) -> None:
     values = draft.values
     rows = int(values["train.micro_batch_size"]) * int(values["train.grad_accum_steps"])
-    positions = rows * int(values["data.seq_len"])
-    step_tokens = positions * data.fill
+    step_tokens = rows * int(values["data.seq_len"]) * data.fill
     if draft.is_auto("train.total_steps"):
         if speed is None:
             steps, why = max(int(data.train_tokens / step_tokens), 20), "one epoch"
         else:
             seconds = 60.0 * float(values["train.minutes"]) * STEP_SHARE
-            steps = max(int(speed * seconds / positions), 20)
+            steps = max(int(speed * seconds / step_tokens), 20)
             most = max(int(MAX_EPOCHS * data.train_tokens / step_tokens), 20)
             epochs = min(steps, most) * step_tokens / data.train_tokens
             why = (
@@ -245,13 +247,11 @@ def _resolve_size(
     rate = speed * _flops(fitting[start])  # FLOP/s, which larger sizes reach at least
     chosen = 0
     for i, config in enumerate(fitting):
-        if rate / _flops(config) * seconds >= TOKENS_PER_PARAMETER / data.fill * _size(config):
+        if rate / _flops(config) * seconds >= TOKENS_PER_PARAMETER * _size(config):
             chosen = i
     while chosen != start:
         speed = measure(fitting[chosen])
-        if chosen == 0 or speed * seconds >= TOKENS_PER_PARAMETER / data.fill * _size(
-            fitting[chosen]
-        ):
+        if chosen == 0 or speed * seconds >= TOKENS_PER_PARAMETER * _size(fitting[chosen]):
             break
         chosen -= 1
         if chosen == start:

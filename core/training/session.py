@@ -59,7 +59,7 @@ class Session:
             self._require_complete(draft)
         resolve_early(draft, device)
         prepared = self._prepare(draft, start)
-        speed = self._resolve(draft, prepared, device)
+        speed, fill = self._resolve(draft, prepared, device)
         folder = self._folder(draft, start)
         config = build(draft)
         if start is not None:
@@ -70,7 +70,7 @@ class Session:
         stop_step = self._stop_step(draft, start)
         specs = param_specs(config.model)
         self.console.decided(draft)
-        self._forecast(config, specs, device, speed, stop_step)
+        self._forecast(config, specs, device, speed, fill, stop_step)
         if self.options.dry_run:
             self.console.print(
                 f" dry run    nothing was trained; the prepared text is in {prepared.folder}",
@@ -178,27 +178,28 @@ class Session:
             return str(start.folder)
         return str(draft.values["data.tokenizer"])
 
-    def _resolve(self, draft: Draft, prepared: TextData, device: DeviceFacts) -> float | None:
+    def _resolve(
+        self, draft: Draft, prepared: TextData, device: DeviceFacts
+    ) -> tuple[float | None, float]:
+        """Resolve what is left; returns tokens/s where measured, and the share that is no padding."""
+        values = draft.values
+        windows = make_windows(
+            prepared.open("train"), values["data.sampling"], int(values["data.seq_len"]), 0
+        )
         facts = DataFacts(
             vocab_size=prepared.tokenizer.vocab_size,
             train_tokens=prepared.train_tokens,
             name=prepared.name,
             is_stories=draft.values["data.input_file"] is None,
-            fill=self._fill(draft, prepared),
+            fill=windows.targets_per_epoch / (windows.num_windows * windows.seq_len),
+            work=windows.positions_per_epoch / (windows.num_windows * windows.seq_len),
         )
         measure: Callable[[RunConfig], float] | None = self._measure
         if self.options.manual_config:
             measure = None
         speed = resolve_auto(draft, facts, device, measure)
         draft.resolve("train.save_dir", str(next_free_name(prepared.name)), "next free name")
-        return speed
-
-    def _fill(self, draft: Draft, prepared: TextData) -> float:
-        """Share of a window's positions that are trained on."""
-        values = draft.values
-        seq_len = int(values["data.seq_len"])
-        windows = make_windows(prepared.open("train"), values["data.sampling"], seq_len, 0)
-        return windows.targets_per_epoch / (windows.num_windows * seq_len)
+        return speed, facts.fill
 
     def _measure(self, config: RunConfig) -> float:
         specs = param_specs(config.model)
@@ -251,13 +252,15 @@ class Session:
         specs: tuple[ParamSpec, ...],
         device: DeviceFacts,
         speed: float | None,
+        fill: float,
         stop_step: int,
     ) -> None:
         forecast = predict_training_memory(config, specs)
         budget = int(device.budget_bytes * config.train.memory_fraction)
         disk = checkpoint_bytes(config, specs) * (config.train.ckpt_keep + 1)
         t = config.train
-        tokens = stop_step * t.micro_batch_size * t.grad_accum_steps * config.data.seq_len
+        rows = stop_step * t.micro_batch_size * t.grad_accum_steps
+        tokens = round(rows * config.data.seq_len * fill)
         parts = [f"{fmt.si(num_parameters(specs))} parameters", f"{fmt.si(tokens)} tokens"]
         if speed is not None:
             minutes = tokens / speed / 60

@@ -22,7 +22,7 @@ from core.errors import PippinError
 # Rows whose windows are computed at a time: numpy's cost per call is shared by all of them.
 _ORDER_ROWS = 8_192
 # Steps whose rows are sorted by length together, so that little of a row is padding.
-GROUP_STEPS = 16
+GROUP_STEPS = 8
 _POLL_S = 0.1
 
 

@@ -30,7 +30,7 @@ __all__ = ["SAMPLINGS", "Rows", "Windows", "cut", "make_windows"]
 Int64 = NDArray[np.int64]
 
 # Widths that rows of one document may have. Few, since a new shape may cost a compilation.
-WIDTHS = 8
+WIDTHS = 16
 
 SAMPLINGS = ("contiguous", "random_chunk", "document", "packed")
 

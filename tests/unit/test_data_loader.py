@@ -291,40 +291,40 @@ def test_evaluation_sample_is_fixed_and_spread() -> None:
 
 
 def many_documents(count: int) -> TokenStream:
-    lengths = np.random.default_rng(0).integers(3, 16, count)
+    lengths = np.random.default_rng(0).integers(6, 31, count)
     return stream_of(int(lengths.sum()), (100,), tuple(lengths.tolist()))
 
 
 def test_documents_of_a_step_are_about_equally_long() -> None:
     """Rows are trimmed to a few widths, and little of them is padding."""
-    stream = many_documents(4000)
-    found = steps(stream, 64, 16, "document", micro_batch_size=5, grad_accum_steps=2)
+    stream = many_documents(3000)
+    found = steps(stream, 64, 32, "document", micro_batch_size=5, grad_accum_steps=2)
     batches = [batch for step in found for batch in step.micro]
     widths = {batch.tokens.shape[1] for batch in batches}
-    assert widths <= set(range(2, 17, 2)) and len(widths) > 3
+    assert widths <= set(range(0, 33, 2)) and len(widths) > 3
     for batch in batches:
         assert {a.shape for a in (batch.tokens, batch.targets, batch.weights)} == {
             batch.tokens.shape
         }
     trained = sum(float(batch.weights.sum()) for batch in batches)
     computed = sum(batch.tokens.size for batch in batches)
-    windows = make_windows(stream, "document", 16, seed=1)
-    assert trained / computed > 0.85 > windows.targets_per_epoch / (windows.num_windows * 16)
+    windows = make_windows(stream, "document", 32, seed=1)
+    assert trained / computed > 0.8 > windows.targets_per_epoch / (windows.num_windows * 32)
     share = windows.targets_per_epoch / windows.positions_per_epoch
     assert trained / computed == pytest.approx(share, abs=0.05)
 
 
 def test_short_and_long_documents_are_mixed_over_the_steps() -> None:
-    found = steps(many_documents(4000), 64, 16, "document", micro_batch_size=10)
+    found = steps(many_documents(3000), 64, 32, "document", micro_batch_size=10)
     tokens = [step.tokens for step in found]
-    assert abs(np.corrcoef(np.arange(64) % 16, tokens)[0, 1]) < 0.5
-    assert len({tuple(np.argsort(tokens[i : i + 16])) for i in range(0, 64, 16)}) == 4
+    assert abs(np.corrcoef(np.arange(64) % 8, tokens)[0, 1]) < 0.5
+    assert len({tuple(np.argsort(tokens[i : i + 8])) for i in range(0, 64, 8)}) >= 7
 
 
 def test_an_epoch_of_documents_keeps_its_rows() -> None:
     """Sorting by length never moves a row over the end of an epoch."""
     stream = many_documents(333)
-    found = steps(stream, 333, 16, "document", micro_batch_size=1, grad_accum_steps=2)
+    found = steps(stream, 333, 32, "document", micro_batch_size=1, grad_accum_steps=2)
     targets = [t for *_, kept in rows(found) for t in kept]
     for epoch in range(2):
         part = targets[epoch * stream.num_tokens : (epoch + 1) * stream.num_tokens]
@@ -333,7 +333,7 @@ def test_an_epoch_of_documents_keeps_its_rows() -> None:
     for start in (2, 16, 17, 18, 100):
         again = rows(
             steps(
-                stream, 30, 16, "document", micro_batch_size=1, grad_accum_steps=2, start_step=start
+                stream, 30, 32, "document", micro_batch_size=1, grad_accum_steps=2, start_step=start
             )
         )
         assert again == [row for row in whole if start <= row[0] < start + 30]

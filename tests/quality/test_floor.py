@@ -28,6 +28,7 @@ def test_tinyshakespeare_in_2000_steps_of_768_characters(backend, tmp_path, monk
     summary = json.loads((tmp_path / "run" / "logs" / "final_training_summary.json").read_text())
     print(f"{backend}: {summary['final_val_loss']:.4f} in {summary['session_seconds']:.0f} s")
     assert summary["total_steps"] == 2000
-    assert summary["total_tokens_processed"] == 2000 * 768
+    # The last window of each of the two epochs may be shorter than 64.
+    assert 0 <= 2000 * 768 - summary["total_tokens_processed"] < 2 * 64
     assert summary["parameters"] <= MOST_PARAMETERS
     assert summary["final_val_loss"] <= FLOOR

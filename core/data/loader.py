@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.backend import Batch
+from core.config.schema import RunConfig
 from core.data.order import WindowOrder, permute
 from core.data.shards import TokenStream
-from core.data.windows import Windows
+from core.data.windows import Windows, cut
 from core.errors import PippinError
 
 # Rows whose windows are computed at a time: numpy's cost per call is shared by all of them.
@@ -255,6 +256,22 @@ class TrainLoader:
             except queue.Full:
                 continue
             return
+
+
+def open_train_loader(
+    stream: TokenStream, config: RunConfig, *, start_step: int = 1
+) -> TrainLoader:
+    """The training batches of a configuration, from a step on."""
+    return TrainLoader(
+        stream,
+        cut(stream, config),
+        micro_batch_size=config.train.micro_batch_size,
+        grad_accum_steps=config.train.grad_accum_steps,
+        seed=config.train.seed,
+        vocab_size=config.model.vocab_size,
+        start_step=start_step,
+        prefetch=config.data.prefetch,
+    )
 
 
 class EvalBatches:

@@ -10,7 +10,7 @@ import numpy as np
 from core.backend import Backend, Batch
 from core.checkpoint import Meta, initial_checkpoint
 from core.config.schema import RunConfig
-from core.data.loader import EvalBatches, TrainLoader
+from core.data.loader import EvalBatches, open_train_loader
 from core.data.windows import cut
 from core.errors import EXIT_SIGINT, EXIT_SIGTERM, PippinError
 from core.params import ParamSpec
@@ -167,19 +167,9 @@ def _train(
 ) -> int:
     config, prepared = job.config, job.prepared
     log = RunLog(folder.logs, tensorboard=open_tensorboard(folder.logs))
-    stream = prepared.open("train")
     with (
         StopSignals() as signals,
-        TrainLoader(
-            stream,
-            cut(stream, config),
-            micro_batch_size=config.train.micro_batch_size,
-            grad_accum_steps=config.train.grad_accum_steps,
-            seed=config.train.seed,
-            vocab_size=config.model.vocab_size,
-            start_step=state.step + 1,
-            prefetch=config.data.prefetch,
-        ) as batches,
+        open_train_loader(prepared.open("train"), config, start_step=state.step + 1) as batches,
     ):
         sampler = Sampler(backend, prepared, config, console, folder.path)
         run = Run(

@@ -36,6 +36,13 @@ def write_text(folder: Path, num_lines: int = 200) -> Path:
     return path
 
 
+def start(folder: Path, *more: object) -> tuple[object, ...]:
+    """The arguments of a tiny run of 6 steps with a checkpoint at each second one."""
+    args = ("--input_file", write_text(folder), "--backend", "cpu", *TINY)
+    lengths = ("train.total_steps=6", "train.ckpt_interval=2", "train.eval_interval=2")
+    return (*args, *lengths, "train.ckpt_keep=9", *more)
+
+
 def train_here(*args: object) -> int:
     """Run train.py in this process, in the current directory; returns the exit code."""
     return train.main([str(a) for a in args])

@@ -15,20 +15,13 @@ from core.checkpoint import list_checkpoints
 from core.errors import PippinError
 from core.training import preflight
 from core.training.schedule import step_hyper
-from tests.cli.runs import TINY, losses, rows, train_here, write_text
+from tests.cli.runs import losses, rows, start, train_here
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def start(here, *more):
-    """The arguments of a tiny run of 6 steps with a checkpoint at each second one."""
-    args = ("--input_file", write_text(here), "--backend", "cpu", *TINY)
-    lengths = ("train.total_steps=6", "train.ckpt_interval=2", "train.eval_interval=2")
-    return (*args, *lengths, "train.ckpt_keep=9", *more)
 
 
 def everything(folder):

@@ -19,19 +19,13 @@ from core.checkpoint import list_checkpoints
 from core.inference import evaluate as evaluation
 from core.training import runlog, summary
 from core.training.schedule import step_hyper
-from tests.cli.runs import TINY, losses, rows, train_here, train_process, write_text
+from tests.cli.runs import losses, rows, start, train_here, train_process
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def start(here, *more):
-    args = ("--input_file", write_text(here), "--backend", "cpu", *TINY)
-    lengths = ("train.total_steps=6", "train.ckpt_interval=2", "train.eval_interval=2")
-    return (*args, *lengths, "train.ckpt_keep=9", *more)
 
 
 def meta_of(path):

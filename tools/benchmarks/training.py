@@ -15,9 +15,8 @@ from core.backend import Backend, Lazy, MemoryStats
 from core.checkpoint import initial_checkpoint
 from core.config.load import build, load
 from core.config.schema import RunConfig
-from core.data.loader import StepBatches, TrainLoader
+from core.data.loader import StepBatches, TrainLoader, open_train_loader
 from core.data.shards import TokenStream
-from core.data.windows import cut
 from core.machine import detect
 from core.machine.autoconfig import DataFacts, resolve_auto, resolve_early
 from core.machine.speed import flops_per_token, peak_flops
@@ -106,17 +105,8 @@ def measure(config: RunConfig, num_steps: int) -> tuple[list[Measured], dict[str
 
 
 def _time(backend: Backend, config: RunConfig, num_steps: int, folder: Path) -> Timings:
-    t, out = config.train, Timings()
-    stream = random_stream(config, folder / "tokens.bin")
-    loader = TrainLoader(
-        stream,
-        cut(stream, config),
-        micro_batch_size=t.micro_batch_size,
-        grad_accum_steps=t.grad_accum_steps,
-        seed=t.seed,
-        vocab_size=config.model.vocab_size,
-        prefetch=config.data.prefetch,
-    )
+    out = Timings()
+    loader = open_train_loader(random_stream(config, folder / "tokens.bin"), config)
     log = RunLog(folder)
     try:
         for _ in range(WARMUP_STEPS):

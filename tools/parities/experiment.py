@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from core.config.draft import Source
 from core.config.load import build, load
 from core.config.schema import RunConfig
-from core.data.loader import TrainLoader
+from core.data.loader import TrainLoader, open_train_loader
 from core.data.shards import TokenStream
-from core.data.windows import cut
 from core.errors import PippinError
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto
 
@@ -133,16 +132,7 @@ def token_stream(config: RunConfig, num_steps: int) -> TokenStream:
 
 def open_loader(config: RunConfig, num_steps: int, *, start_step: int) -> TrainLoader:
     """The batches of the experiment from a step on, by the project's own loader."""
-    stream = token_stream(config, num_steps)
-    return TrainLoader(
-        stream,
-        cut(stream, config),
-        micro_batch_size=config.train.micro_batch_size,
-        grad_accum_steps=config.train.grad_accum_steps,
-        seed=config.train.seed,
-        vocab_size=config.model.vocab_size,
-        start_step=start_step,
-    )
+    return open_train_loader(token_stream(config, num_steps), config, start_step=start_step)
 
 
 def prompts(config: RunConfig) -> tuple[list[NDArray[np.int32]], int]:

@@ -6,7 +6,9 @@ Policies of other devices live in packages of their own and are handed in.
 Legend: B rows, T query tokens, S key tokens, H query heads, K key/value heads, Dh head_dim.
 """
 
+import ctypes
 import platform
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -112,6 +114,19 @@ def has_native_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees, for the next step; elsewhere nothing is done.
+
+    Its malloc gives large buffers back to the system and faults every page in again: up to 8,000
+    faults and 30 ms of a step of 0.4 s (docs/LOG.md). `man 3 mallopt` has the names and numbers.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 << 20)  # the largest it takes
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
 class CpuPolicy:
     """The CPU: fused attention, the number of threads left to torch, no memory counters."""
 
@@ -124,6 +139,7 @@ class CpuPolicy:
         self.loss_chunk_elements = 1 << 21
         self.skips_padding = True
         self.key_block = 1
+        keep_freed_memory()
 
     def place(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))

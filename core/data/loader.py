@@ -303,13 +303,15 @@ class EvalBatches:
         self.numbers: NDArray[np.int64] = (
             (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
         )
+        if windows.lengths is not None:  # rows of a batch alike, so that little is padding
+            self.numbers = self.numbers[np.argsort(windows.lengths[self.numbers], kind="stable")]
 
     def __len__(self) -> int:
         """Number of batches."""
         return -(-len(self.numbers) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches of equal shape, `[batch_size, T]`.
+        """Batches `[batch_size, T]`, T as long as the longest row needs.
 
         Raises:
             PippinError: P204 for an id out of range.
@@ -325,6 +327,7 @@ class EvalBatches:
                 np.zeros_like(padded),
                 row0=0,
                 vocab_size=self._vocab_size,
+                trim=True,
             )
             batch.weights[len(numbers) :] = 0.0
             yield batch

@@ -21,9 +21,9 @@ TOKENS_PER_PARAMETER = 10
 # Width and depth of the sizes that are tried, smallest first.
 # A model below the first one writes no stories, however many it reads: slower machines train it too.
 LADDER = ((128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12), (1024, 16))
-STORY_VOCAB_SIZE = 4096
+STORY_VOCAB_SIZE = 3072
 # Of the longest story in that vocabulary, about.
-STORY_TOKENS = 200
+STORY_TOKENS = 208
 # Share of the time that goes to steps; the rest is validation, samples and saving (docs/LOG.md).
 STEP_SHARE = 0.93
 # Passes over a text after which a small model only memorises it.

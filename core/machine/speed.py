@@ -51,9 +51,10 @@ def measure_tokens_per_s(
     config: RunConfig,
     *,
     seconds: float,
+    length: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Train on random tokens for a moment and return tokens per second.
+    """Train on random tokens for a moment and return positions per second.
 
     The first step (compilation, allocation) is left out. Rates are 0, so nothing is learned.
 
@@ -61,10 +62,11 @@ def measure_tokens_per_s(
         backend: A loaded backend in mode "train".
         config: Its configuration.
         seconds: How long to measure; at least one step is timed.
+        length: Positions of a row; `data.seq_len` by default.
         clock: Monotonic clock in seconds.
     """
     rng = np.random.default_rng(0)
-    rows, length = config.train.micro_batch_size, config.data.seq_len
+    rows, length = config.train.micro_batch_size, length or config.data.seq_len
     tokens = rng.integers(0, config.model.vocab_size, (rows, length + 1), np.int32)
     batch = Batch(
         np.ascontiguousarray(tokens[:, :-1]),

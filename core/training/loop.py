@@ -73,6 +73,8 @@ class Loop:
         self._seen = deque([(run.state.step, run.state.tokens_seen)], self._unread_steps())
         self._step_seconds = 0.0
         self._timed_tokens = 0
+        self._timed_steps = 0
+        self._seconds_a_step: float | None = None
         self._last_speed: float | None = None
         self._phase_seconds: dict[str, float] = run.phases
         self._wall = time.time() - time.monotonic()
@@ -109,6 +111,7 @@ class Loop:
             if step > self._first + 1:  # the first step compiles and allocates
                 self._step_seconds += now - mark
                 self._timed_tokens += batch.tokens
+                self._timed_steps += 1
             self._phase_seconds["steps"] = self._phase_seconds.get("steps", 0.0) + now - mark
             # A signal that comes later than here stops the next step, which then saves.
             received = r.signals.received
@@ -200,10 +203,6 @@ class Loop:
         if state.best_step is not None:
             state.best_step = min(state.best_step, state.step)
 
-    def _tokens_per_step(self) -> int:
-        c = self.r.config
-        return c.train.micro_batch_size * c.train.grad_accum_steps * c.data.seq_len
-
     def _logs(self, step: int) -> bool:
         return (
             step % self.r.config.train.log_interval == 0
@@ -253,8 +252,8 @@ class Loop:
         speed = self._timed_tokens / self._step_seconds if self._step_seconds > 0 else None
         if speed is not None:
             self._last_speed = speed
-        seconds_a_step = self._tokens_per_step() / speed if speed else None
-        self._step_seconds, self._timed_tokens = 0.0, 0
+            self._seconds_a_step = self._step_seconds / self._timed_steps
+        self._step_seconds, self._timed_tokens, self._timed_steps = 0.0, 0, 0
         memory = r.backend.memory()
         own = process_memory(os.getpid())
         process = own.memory_bytes if own is not None else 0
@@ -269,7 +268,7 @@ class Loop:
             "grad_norm": grad,
             "tokens_processed": r.state.tokens_seen,
             "throughput_tokens_per_sec": speed,
-            "step_time_sec": seconds_a_step,
+            "step_time_sec": self._seconds_a_step if speed is not None else None,
             "perplexity": math.exp(loss) if loss < 700 else None,
             "memory_active_bytes": memory.active_bytes,
             "memory_peak_bytes": memory.peak_bytes,
@@ -313,9 +312,9 @@ class Loop:
         self._wall = wall
 
     def _eta(self, step: int) -> float | None:
-        if not self._last_speed:
+        if not self._seconds_a_step:
             return None
-        left = (self.r.stop_step - step) * self._tokens_per_step() / self._last_speed
+        left = (self.r.stop_step - step) * self._seconds_a_step
         steps = self._phase_seconds.get("steps", 0.0)
         other = sum(v for k, v in self._phase_seconds.items() if k != "steps")
         return left * (1 + other / steps) if steps > 5 else left

@@ -6,7 +6,7 @@ the run folder is touched last. Everything that a run needs is checked before st
 """
 
 import json
-from collections.abc import Callable
+import math
 from pathlib import Path
 
 from core.checkpoint import initial_checkpoint
@@ -194,20 +194,22 @@ class Session:
             fill=windows.targets_per_epoch / (windows.num_windows * windows.seq_len),
             work=windows.positions_per_epoch / (windows.num_windows * windows.seq_len),
         )
-        measure: Callable[[RunConfig], float] | None = self._measure
-        if self.options.manual_config:
-            measure = None
-        speed = resolve_auto(draft, facts, device, measure)
+
+        def measure(config: RunConfig) -> float:
+            return self._measure(config, math.ceil(facts.work * config.data.seq_len))
+
+        automatic = not self.options.manual_config
+        speed = resolve_auto(draft, facts, device, measure if automatic else None)
         draft.resolve("train.save_dir", str(next_free_name(prepared.name)), "next free name")
         return speed, facts.fill
 
-    def _measure(self, config: RunConfig) -> float:
+    def _measure(self, config: RunConfig, length: int) -> float:
         specs = param_specs(config.model)
         with self.console.phase("speed", "measuring this machine"):
             backend = self.backends.load(config.train.backend)(config, specs, mode="train")
             try:
                 backend.load(initial_checkpoint(config, specs))
-                return measure_tokens_per_s(backend, config, seconds=PROBE_SECONDS)
+                return measure_tokens_per_s(backend, config, seconds=PROBE_SECONDS, length=length)
             finally:
                 backend.close()
 

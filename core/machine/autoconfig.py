@@ -21,11 +21,11 @@ TOKENS_PER_PARAMETER = 10
 # Width and depth of the sizes that are tried, smallest first.
 # A model below the first one writes no stories, however many it reads: slower machines train it too.
 LADDER = ((128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12), (1024, 16))
-STORY_VOCAB_SIZE = 3072
+STORY_VOCAB_SIZE = 4096
 # Of the longest story in that vocabulary, about.
 STORY_TOKENS = 208
 # Share of the time that goes to steps; the rest is validation, samples and saving (docs/LOG.md).
-STEP_SHARE = 0.93
+STEP_SHARE = 0.95
 # Passes over a text after which a small model only memorises it.
 MAX_EPOCHS = 20
 # Rates of the groups as multiples of train.lr, measured at a width of 128 (docs/LOG.md 2026-11-21).
@@ -148,7 +148,7 @@ def _resolve_shape(draft: Draft, d_model: int, n_layers: int) -> None:
     resolve("model.n_layers", n_layers, "size of the ladder")
     width = int(values["model.d_model"])
     if draft.is_auto("model.n_heads"):
-        head = 32 if width < 512 else 64
+        head = 64 if width >= 128 else 32
         heads = max(width // head, 1)
         # One head always divides; an odd width is for the rules to refuse.
         while heads > 1 and (width % heads or (width // heads) % 2):

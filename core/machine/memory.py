@@ -16,6 +16,8 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FRAMEWORK_BYTES = {"cpu": 250_000_000, "mps": 300_000_000, "cuda": 500_000_000, "mlx": 100_000_000}
 # Backends whose training attention keeps the T x T probabilities of every layer.
 UNFUSED_ATTENTION = ("mps", "mlx")
+# Backends whose step makes new weights and state beside the old ones, which a failed step returns to.
+NEW_STATE = ("mlx",)
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class MemoryForecast:
     weights: int
     gradients: int
     optimizer: int
+    new_state: int
     activations: int
     logits: int
     framework: int
@@ -40,6 +43,7 @@ class MemoryForecast:
             "weights": self.weights,
             "gradients": self.gradients,
             "optimizer": self.optimizer,
+            "new state": self.new_state,
             "activations": self.activations,
             "logits": self.logits,
             "framework": self.framework,
@@ -76,6 +80,7 @@ def predict_training_memory(config: RunConfig, specs: Sequence[ParamSpec]) -> Me
         weights=4 * n + (0 if width == 4 else width * n),
         gradients=4 * n,
         optimizer=state,
+        new_state=4 * n + state if t.backend in NEW_STATE else 0,
         activations=activations,
         logits=logits,
         framework=FRAMEWORK_BYTES[t.backend],

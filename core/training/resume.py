@@ -248,11 +248,12 @@ def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) ->
         if old != new:
             differing.append(f"{key}: the checkpoint has {old}, the configuration asks for {new}")
     if differing:
+        again = f"python train.py --resume {shlex.quote(str(start.path))}"
         raise PippinError(
             "P302",
             f"cannot resume {start.path}: another experiment was asked for.",
             found="\n".join(differing),
-            remedy=f"python train.py --resume {start.path}   (as it was), or start a new run",
+            remedy=f"{again}   (as it was), or start a new run",
             kept="nothing was changed.",
         )
     if prepared.tokenizer.fingerprint != start.meta.tokenizer.get("sha256"):

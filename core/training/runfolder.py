@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Collection
@@ -230,7 +231,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     held = [p.name for p in list_checkpoints(path)]
     held += [name for name in BEST_FILES if (path / name).is_file()]
     if held and not overwrite:
-        target = path if list_checkpoints(path) else path / held[0]
+        target = shlex.quote(str(path if list_checkpoints(path) else path / held[0]))
         raise PippinError(
             "P311",
             f"{path} already holds a run.",

@@ -14,7 +14,7 @@ import pytest
 import train
 from core.paths import PROJECT_ROOT
 from core.training.loop import Loop
-from tests.cli.runs import TINY, rows, train_here, train_process, write_text
+from tests.cli.runs import TINY, rows, start, train_here, train_process, write_text
 
 
 @pytest.fixture
@@ -228,3 +228,16 @@ def test_a_signal_during_validation_or_saving_is_saved_by_the_next_step(
     monkeypatch.chdir(here)
     assert train_here("--resume", "checkpoints/words-1") == 0
     assert [r["step"] for r in rows(run)] == list(range(1, 13))
+
+
+def test_the_time_of_a_step_is_measured_not_made_of_windows(here):
+    """Where rows are documents and mostly padding, tokens a second times seconds is tokens a step."""
+    text = here / "docs.jsonl"
+    lines = [json.dumps({"text": "abc " * (1 + i % 5)}) for i in range(300)]
+    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    args = (*start(here), "--save-dir", "checkpoints/d", "data.sampling=document")
+    assert train_here(*args, "--input_file", text) == 0
+    found = rows(here / "checkpoints" / "d")
+    for before, row in zip(found[1:], found[2:]):
+        tokens = row["tokens_processed"] - before["tokens_processed"]
+        assert row["throughput_tokens_per_sec"] * row["step_time_sec"] == pytest.approx(tokens)

@@ -3,6 +3,7 @@
 Run: python -m pytest tests/cli/test_train_cli.py
 """
 
+import itertools
 import json
 import signal
 import subprocess
@@ -238,6 +239,6 @@ def test_the_time_of_a_step_is_measured_not_made_of_windows(here):
     args = (*start(here), "--save-dir", "checkpoints/d", "data.sampling=document")
     assert train_here(*args, "--input_file", text) == 0
     found = rows(here / "checkpoints" / "d")
-    for before, row in zip(found[1:], found[2:]):
+    for before, row in itertools.pairwise(found[1:]):
         tokens = row["tokens_processed"] - before["tokens_processed"]
         assert row["throughput_tokens_per_sec"] * row["step_time_sec"] == pytest.approx(tokens)

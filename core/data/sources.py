@@ -1,42 +1,36 @@
-"""Where text comes from: a file, a folder, a .jsonl, or the story corpus.
+"""Where text comes from: files, folders and patterns, a dataset of the Hub, or the story corpus.
 
-A source is read several times and must give the same documents each time; its fingerprint is over
-the bytes. What cannot be read is an error that names file, line and byte; what is left out on
-purpose (empty documents, links out of the folder) is counted. Text is kept as it is: no newline,
-space or Unicode form is changed; only a byte order mark at the start of a file is dropped.
+A source gives the same documents each time it is read; its fingerprint is over everything that
+decides them. What cannot be read is an error that names file, line and byte, or is left out and
+counted where that is asked for; what is left out on purpose (empty documents, links out of a folder)
+is counted always. How files are read is `core.data.readers`.
 """
 
 import hashlib
-import json
 import os
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
-from core.data.nearby import FILE_KINDS, JSON_LINES, nearby_text
+from core.data.bad_lines import Tally
+from core.data.byte_streams import Meter, content_sha256
+from core.data.example import Segment
+from core.data.nearby import Found, InputFile, file_format, find_files, nearby_text
+from core.data.readers import Record, read_records
+from core.data.selection import (
+    DEFAULT_OPTIONS,
+    bad_text_field,
+    limited_records,
+    scored,
+    sound,
+)
+from core.data.selection import ReadOptions as ReadOptions
 from core.data.split import Split
 from core.errors import PippinError
 
-_BOM = b"\xef\xbb\xbf"
-# A larger text file becomes several documents, cut at line ends, so that memory stays bounded.
-PART_BYTES = 64_000_000
-# Kinds for which "not UTF-8" would be a poor explanation.
-_OTHER_KINDS = {
-    ".parquet",
-    ".arrow",
-    ".gz",
-    ".zst",
-    ".zip",
-    ".pdf",
-    ".docx",
-    ".epub",
-    ".npy",
-    ".bin",
-}
+HUB_PREFIX = "hf:"
 
 
 @dataclass(frozen=True)
@@ -44,16 +38,21 @@ class Document:
     """One text.
 
     Attributes:
-        text: The text, at least one character that is not white space.
+        text: The text, at least one character that is not white space; of a chat all segments
+            joined.
         origin: Where it is: "book.txt", "data.jsonl:17", "story 12".
         entropy_bits: Upper bound of its information where it was generated, else None.
         split: Where the source itself decides it, else None.
+        segments: Text and control symbols of a chat; None for plain text.
+        group: Documents of one group stay in one split and next to each other.
     """
 
     text: str
     origin: str
     entropy_bits: float | None = None
     split: Split | None = None
+    segments: tuple[Segment, ...] | None = None
+    group: str | None = None
 
 
 class Source(Protocol):
@@ -66,7 +65,17 @@ class Source(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of text, about: the size of the files."""
+        """Bytes of what is read, about; 0 where that is not known."""
+        ...
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of `num_bytes` the current pass has read; it only grows."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether reading is so dear that it should be done once only."""
         ...
 
     @property
@@ -85,149 +94,112 @@ class Source(Protocol):
 
 @dataclass
 class FileSource:
-    """Text files below `root`, or the one file `root`."""
+    """Text of files, in a fixed order.
 
-    root: Path
-    files: tuple[Path, ...]
-    text_field: str = "text"
-    skipped_links: int = 0
-    _counts: Counter[str] = field(default_factory=Counter)
+    Attributes:
+        files: The files.
+        name: Short name, for folders and messages.
+        options: What to take from records.
+        skipped: What was not read on purpose, in words.
+        tally: What was left out in the current or last pass; consumers of `records` add to it.
+        streams: Files can be read as often as is useful.
+    """
 
-    @property
-    def name(self) -> str:
-        """Name of the file without its suffix, or of the folder."""
-        return self.root.stem if self.root.is_file() else self.root.resolve().name
+    files: tuple[InputFile, ...]
+    name: str
+    options: ReadOptions = DEFAULT_OPTIONS
+    skipped: tuple[str, ...] = ()
+    tally: Tally = field(default_factory=Tally)
+    streams: bool = False
+    _meter: Meter = field(default_factory=Meter)
 
     @cached_property
     def num_bytes(self) -> int:
-        """Size of the files."""
-        return sum(path.stat().st_size for path in self.files)
+        """Size of the files, as they are: of a packed one the packed size."""
+        return sum(file.path.stat().st_size for file in self.files)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the files that the current pass has read, in the measure of `num_bytes`."""
+        return self._meter.num_bytes
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over names below the root, sizes and contents; moving the root does not matter."""
-        whole = hashlib.sha256(f"files 1\n{self.text_field}\n".encode())
-        for path in self.files:
-            content = hashlib.sha256()
-            with _opened(path) as stream:
-                while block := stream.read(1 << 20):
-                    content.update(block)
-            size = path.stat().st_size
-            whole.update(b"%s\0%d\0%s\n" % (self._hashed_name(path), size, content.digest()))
+        """sha256 over options, formats, contents and names; where the files are does not matter.
+
+        Names are those below the input, as they decide the order; that of a single file does not.
+        """
+        whole = hashlib.sha256(f"files 2\n{self.options.decides()}\n".encode())
+        for file in self.files:
+            name = file.name if len(self.files) > 1 else "".join(file_format(file.path))
+            key = f"{os.fsencode(name).hex()} {file.split}"
+            whole.update(f"{key} {content_sha256(file.path)}\n".encode())
         return whole.hexdigest()
 
     def documents(self) -> Iterator[Document]:
-        """All documents in the order of the file names; empty ones are left out and counted."""
-        self._counts = Counter()
-        for path in self.files:
-            lines = path.suffix.lower() in JSON_LINES
-            for document in self._records(path) if lines else self._parts(path):
-                if document.text.strip():
-                    yield document
-                else:
-                    self._counts["empty"] += 1
+        """All documents in the order of the files; empty ones are left out and counted."""
+        fields = [name for name in (self.options.text_field, self.options.score_field) if name]
+        tally = self._begin()
+        return text_documents(self._records(fields, tally, self._meter), self.options, tally)
+
+    def records(self) -> Iterator[Record]:
+        """All records in the order of the files, whatever their fields are.
+
+        A record of which any string holds a lone surrogate is a bad one.
+        """
+        tally = self._begin()
+        records = sound(self._records(None, tally, self._meter), tally)
+        return limited_records(records, self.options, tally)
 
     def notes(self) -> tuple[str, ...]:
         """What was left out or dropped in the last full pass, in words."""
-        words = {
-            "empty": "empty documents left out",
-            "bom": "files began with a byte order mark, dropped",
-            "cut": f"files larger than {PART_BYTES // 10**6} MB cut at line ends",
-        }
-        found = [
-            f"{self._counts[key]:,} {text}" for key, text in words.items() if self._counts[key]
-        ]
-        if self.skipped_links:
-            what = "links out of the folder, to folders or to nothing were not followed"
-            found.append(f"{self.skipped_links:,} {what}")
-        return tuple(found)
+        return (*self.tally.notes(), *self.skipped)
 
-    def _relative(self, path: Path) -> str:
-        return path.name if path == self.root else path.relative_to(self.root).as_posix()
+    def _begin(self) -> Tally:
+        self.tally, self._meter = Tally(self.options.on_bad_line), Meter()
+        return self.tally
 
-    def _hashed_name(self, path: Path) -> bytes:
-        """Within a folder the name decides the order; of a single file only the kind matters."""
-        single = path == self.root
-        return path.suffix.lower().encode() if single else os.fsencode(self._relative(path))
-
-    def _parts(self, path: Path) -> Iterator[Document]:
-        name, offset, line = self._relative(path), 0, 1
-        with _opened(path) as stream:
-            while block := stream.read(PART_BYTES):
-                block += stream.readline()
-                self._counts["cut"] += int(offset == 0 and len(block) < self._size(path))
-                text = self._decode(block, path, line, offset)
-                yield Document(text, name if offset == 0 else f"{name}:{line}")
-                offset += len(block)
-                line += block.count(b"\n")
-
-    def _records(self, path: Path) -> Iterator[Document]:
-        name, offset = self._relative(path), 0
-        with _opened(path) as stream:
-            # By bytes, not by str.splitlines: that would cut a record at U+2028.
-            for number, raw in enumerate(stream, start=1):
-                text = self._decode(raw, path, number, offset)
-                offset += len(raw)
-                if text.strip():
-                    yield Document(self._text_of(text, path, number), f"{name}:{number}")
-
-    def _size(self, path: Path) -> int:
-        return path.stat().st_size
-
-    def _decode(self, block: bytes, path: Path, line: int, offset: int) -> str:
-        if offset == 0 and block.startswith(_BOM):
-            self._counts["bom"] += 1
-            block, offset = block[len(_BOM) :], len(_BOM)
-        try:
-            return block.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, block, line, offset, error) from error
-
-    def _text_of(self, line: str, path: Path, number: int) -> str:
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
-        except (ValueError, RecursionError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise PippinError("P202", f"{where} is not valid JSON: {reason}") from error
-        if not isinstance(record, dict):
-            raise PippinError(
-                "P202", f"{where} is no JSON object", found=f"needed: {{{self.text_field!r}: ...}}"
-            )
-        text = record.get(self.text_field)
-        if not isinstance(text, str):
-            raise self._no_text(record, where)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PippinError(
-                "P202",
-                f"{where} holds a lone surrogate, which is no character",
-                found=f"U+{ord(text[error.start]):04X} at character {error.start:,} of the text",
-            ) from error
-        return text
-
-    def _no_text(self, record: dict[str, Any], where: str) -> PippinError:
-        texts = [key for key, value in record.items() if isinstance(value, str)]
-        present = self.text_field in record
-        problem = "is not a string" if present else "is missing"
-        return PippinError(
-            "P202",
-            f"{where}: the text field {self.text_field!r} {problem}",
-            found="" if texts else "the record has no field that holds a string",
-            choices=texts,
-            remedy=f"data.text_field={texts[0]}" if texts else "",
-        )
+    def _records(
+        self, columns: Sequence[str] | None, tally: Tally, meter: Meter
+    ) -> Iterator[Record]:
+        for file in self.files:
+            is_text = file_format(file.path)[0] == "text"
+            for record in read_records(
+                file.path,
+                tally,
+                name=file.name,
+                split=file.split,
+                meter=meter,
+                columns=columns,
+            ):
+                if is_text and self.options.text_field != "text":
+                    yield replace(record, fields={self.options.text_field: record.fields["text"]})
+                else:
+                    yield record
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file, of which every fault of the disk or of permission is P201."""
-    try:
-        with path.open("rb") as stream:
-            yield stream
-    except OSError as error:
-        raise PippinError("P201", f"{path} cannot be read: {error.strerror}") from error
+def text_documents(
+    records: Iterable[Record], options: ReadOptions, tally: Tally
+) -> Iterator[Document]:
+    """Documents of the text field of records, filtered and limited as the options say.
+
+    Raises:
+        PippinError: P202 for a record without text, unless the tally skips it.
+    """
+    count = 0
+    for record in scored(records, options, tally):
+        problem = bad_text_field(record.fields, options.text_field, record.where)
+        if problem is not None:
+            tally.reject(problem[0], record.origin, problem[1])
+            continue
+        text = record.fields[options.text_field]
+        if not text.strip():
+            tally.done["empty documents left out"] += 1
+            continue
+        yield Document(text, record.origin, split=record.split)
+        count += 1
+        if count == options.num_documents:
+            return
 
 
 @dataclass
@@ -243,6 +215,8 @@ class StorySource:
     val_fraction: float
     test_fraction: float
     name: str = "stories"
+    bytes_read: int = 0
+    streams: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -255,7 +229,10 @@ class StorySource:
 
     def documents(self) -> Iterator[Document]:
         """All stories, each time the same. Written once and kept in memory."""
-        return iter(self._stories)
+        self.bytes_read = 0
+        for story in self._stories:
+            self.bytes_read += len(story.text)
+            yield story
 
     def notes(self) -> tuple[str, ...]:
         """Nothing is left out."""
@@ -278,91 +255,99 @@ class StorySource:
         ]
 
 
-def open_source(path: str | Path, text_field: str = "text") -> FileSource:
-    """Find the text files of a path.
+class RecordSource(Source, Protocol):
+    """A source that also gives whole records: files, or a dataset of the Hub."""
 
-    A folder is searched recursively for .txt, .md and .jsonl; names that begin with a dot are left
-    out, and links that leave the folder or lead to folders are counted and not followed. A single file
-    of any other kind is read as plain text.
+    @property
+    def options(self) -> ReadOptions:
+        """What to take from records."""
+        ...
+
+    @property
+    def tally(self) -> Tally:
+        """What was left out in the current or last pass; consumers of `records` add to it."""
+        ...
+
+    def records(self) -> Iterator[Record]:
+        """All records, each time the same."""
+        ...
+
+
+def open_source(
+    inputs: str | Path | Sequence[str | Path],
+    text_field: str = "text",
+    *,
+    options: ReadOptions = DEFAULT_OPTIONS,
+) -> RecordSource:
+    """Find the text of one or several inputs, which are read in the order given.
+
+    A folder is searched recursively for all kinds that are read; names that begin with a dot are left
+    out, and links that leave the folder or lead to folders are counted and not followed. A folder that
+    holds train.* and valid.* (or val, validation, test) gives each document its split. A pattern
+    such as `data/**/*.jsonl` takes what matches. A single file of any other kind is read as plain
+    text. What is reached twice is read once. `hf:NAME` is a dataset of the Hub, `hf:/a/folder` one in a
+    folder.
+
+    Args:
+        inputs: Paths and patterns, or one "hf:..." .
+        text_field: Field of records that holds the text; "text" leaves it to the options.
+        options: What to take from records.
 
     Raises:
-        PippinError: P201 where there is nothing to read, with what lies nearby.
+        PippinError: P201 where there is nothing to read, with what lies nearby; P010 for options
+            without an effect.
     """
-    root = Path(path).expanduser()
-    if root.is_dir():
-        files, skipped = _files_below(root)
-        if not files:
-            hidden = f"; {skipped} links were not followed" if skipped else ""
-            raise PippinError(
-                "P201",
-                f"no text found in {root}",
-                found=f"looked for {' '.join(FILE_KINDS)}{hidden}",
-                choices=nearby_text(root),
-            )
-        source = FileSource(root, files, text_field, skipped)
-    elif root.is_file():
-        if root.suffix.lower() in _OTHER_KINDS:
-            raise PippinError(
-                "P201",
-                f"{root} is a {root.suffix} file, which is not read",
-                found=f"needed: {' '.join(FILE_KINDS)}, UTF-8",
-                choices=nearby_text(root.parent),
-            )
-        source = FileSource(root, (root,), text_field)
-    else:
-        raise PippinError("P201", f"there is no file or folder {root}", choices=nearby_text(root))
+    given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    if text_field != "text":
+        options = replace(options, text_field=text_field)
+    names = [str(one)[len(HUB_PREFIX) :] for one in given if str(one).startswith(HUB_PREFIX)]
+    if names:
+        from core.data.hub import HubSource
+
+        if len(given) > 1:
+            what = "a Hub dataset is read on its own, not together with other inputs"
+            raise PippinError("P010", what, found=", ".join(map(str, given)))
+        return HubSource(names[0], options)
+    return _open_files([Path(one).expanduser() for one in given], options)
+
+
+def _open_files(paths: Sequence[Path], options: ReadOptions) -> FileSource:
+    without_effect = [n for n in ("config", "split", "revision") if getattr(options, n) is not None]
+    if without_effect:
+        what = f"{', '.join(without_effect)} is for datasets of the Hub, and the input is files"
+        raise PippinError("P010", what, remedy=f"leave it out, or give {HUB_PREFIX}NAME as input")
+    if not paths:
+        raise PippinError("P201", "no input was given")
+    found = [find_files(path) for path in paths]
+    files: dict[Path, InputFile] = {}
+    for file in (file for one in found for file in one.files):
+        files.setdefault(file.path.resolve(), file)
+    skipped = _skipped(found, len(files))
+    source = FileSource(tuple(files.values()), _name(paths), options, skipped)
     if source.num_bytes == 0:
-        raise PippinError(
-            "P201", f"{root} is empty", found="0 bytes of text", choices=nearby_text(root)
-        )
+        shown = ", ".join(map(str, paths))
+        nearby = nearby_text(paths[0])
+        raise PippinError("P201", f"{shown} is empty", found="0 bytes of text", choices=nearby)
     return source
 
 
-def _files_below(root: Path) -> tuple[tuple[Path, ...], int]:
-    inside = root.resolve()
-    regular, links, skipped = [], [], 0
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        skipped += sum((Path(folder) / name).is_symlink() for name in names)
-        for name in files:
-            path = Path(folder) / name
-            if name.startswith(".") or path.suffix.lower() not in FILE_KINDS:
-                continue
-            if not path.is_symlink():
-                regular.append(path)
-            elif path.is_file() and path.resolve().is_relative_to(inside):
-                links.append(path)
-            else:
-                skipped += 1
-    # A link to a file that is read anyway would put its text in twice.
-    seen = {path.resolve() for path in regular}
-    for path in sorted(links):
-        if path.resolve() not in seen:
-            seen.add(path.resolve())
-            regular.append(path)
-    return tuple(sorted(regular, key=lambda p: p.relative_to(root).as_posix())), skipped
+def _name(paths: Sequence[Path]) -> str:
+    """The file's name without suffixes, or the folder's."""
+    path = paths[0]
+    if path.is_dir():
+        return path.resolve().name
+    packed = file_format(path)[1]
+    return Path(path.stem).stem if packed else path.stem
 
 
-def _not_utf8(
-    path: Path, block: bytes, line: int, offset: int, error: UnicodeDecodeError
-) -> PippinError:
-    at = line + block.count(b"\n", 0, error.start)
-    looks = "utf-16" if block[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
-    return PippinError(
-        "P202",
-        f"{path}:{at} is not valid UTF-8",
-        found=f"byte 0x{block[error.start]:02X} at offset {offset + error.start:,} of the file",
-        remedy=f"iconv -f {looks} -t utf-8 '{path}' > '{path.stem}.utf8{path.suffix}'",
-    )
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"the field {counts.most_common(1)[0][0]!r} is there twice")
-    return record
+def _skipped(found: Sequence[Found], num_files: int) -> tuple[str, ...]:
+    counts: Mapping[str, Any] = {
+        "links out of the folder, to folders or to nothing were not followed": sum(
+            one.skipped_links for one in found
+        ),
+        "README files beside train and validation files left out": sum(
+            one.skipped_readmes for one in found
+        ),
+        "files given more than once, read once": sum(len(one.files) for one in found) - num_files,
+    }
+    return tuple(f"{count:,} {what}" for what, count in counts.items() if count)

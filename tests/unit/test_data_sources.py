@@ -3,17 +3,24 @@
 Run: pytest tests/unit/test_data_sources.py
 """
 
+import gzip
 import json
+import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data import sources
-from core.data.sources import FileSource, StorySource, open_source
+from core.data import readers
+from core.data.nearby import InputFile
+from core.data.sources import FileSource, ReadOptions, StorySource, open_source
 from core.data.split import assign_documents, cut_document, document_key, keep_apart
 from core.errors import PippinError
 
@@ -33,7 +40,8 @@ def test_folder_is_sorted_and_recursive(tmp_path: Path) -> None:
     (tmp_path / "b" / "one.md").write_text("2")
     (tmp_path / "a.txt").write_text("1")
     (tmp_path / "c.jsonl").write_text('{"text": "3"}\n{"text": "4"}\n')
-    (tmp_path / "d.csv").write_text("no")
+    (tmp_path / "d.json").write_text("no")
+    (tmp_path / "e.py").write_text("no")
     (tmp_path / ".hidden.txt").write_text("no")
     (tmp_path / "._a.txt").write_bytes(b"\x00\x05\x16\x07")
     (tmp_path / ".git").mkdir()
@@ -134,7 +142,8 @@ def test_missing_field_names_the_fields_there_are(tmp_path: Path) -> None:
     path.write_text('{"content": "a", "n": 1, "title": "b"}\n')
     error = refused(path)
     assert error.choices == ("content", "title")
-    assert error.remedy == "data.text_field=content"
+    assert error.remedy.startswith("data.text_field=content; or ")
+    assert error.remedy.endswith("--on-bad-line skip")
     assert texts(path, "title") == ["b"]
 
 
@@ -157,16 +166,18 @@ def test_nothing_there_names_what_is_nearby(tmp_path: Path) -> None:
 
 
 def test_folder_without_text_names_the_kinds(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.json").write_text("x")
     error = refused(tmp_path)
     assert error.code == "P201" and ".jsonl" in error.found
 
 
 def test_empty_file_and_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
-    (tmp_path / "b.parquet").write_bytes(b"PAR1")
+    (tmp_path / "b.pdf").write_bytes(b"%PDF")
+    (tmp_path / "c.tar.gz").write_bytes(b"x")
     assert "0 bytes" in refused(tmp_path / "a.txt").found
-    assert ".parquet" in refused(tmp_path / "b.parquet").what
+    assert "is a .pdf file" in refused(tmp_path / "b.pdf").what
+    assert "is a .tar.gz file" in refused(tmp_path / "c.tar.gz").what
 
 
 def test_any_single_file_is_read_as_text(tmp_path: Path) -> None:
@@ -175,7 +186,7 @@ def test_any_single_file_is_read_as_text(tmp_path: Path) -> None:
 
 
 def test_large_files_are_cut_at_line_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PART_BYTES", 10)
+    monkeypatch.setattr(readers, "PART_BYTES", 20)
     text = "".join(f"line {i} \u00e9\n" for i in range(20)) + "end"
     (tmp_path / "x.txt").write_text(text)
     source = open_source(tmp_path / "x.txt")
@@ -222,6 +233,215 @@ def test_stories_are_fixed_by_size_and_seed() -> None:
         sizes[str(document.split)] += len(document.text)
     for split, wanted in (("train", 51_000), ("val", 6_000), ("test", 3_000)):
         assert wanted <= sizes[split] < wanted + 3_000
+
+
+def test_several_inputs_are_read_in_the_order_given(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("z.txt", "b/2.txt", "b/1.md", "a.txt"):
+        (tmp_path / name).write_text(name)
+    inputs = [tmp_path / "z.txt", tmp_path / "b", str(tmp_path / "*.txt"), tmp_path / "b" / "2.txt"]
+    source = open_source(inputs)
+    assert [d.text for d in source.documents()] == ["z.txt", "b/1.md", "b/2.txt", "a.txt"]
+    assert source.notes() == ("2 files given more than once, read once",)
+    other = open_source([inputs[1], inputs[0], inputs[2]])
+    assert other.fingerprint != source.fingerprint
+    assert source.num_bytes == sum(len(name) for name in ("z.txt", "b/2.txt", "b/1.md", "a.txt"))
+
+
+NAMES = ("a.txt", "b.jsonl.gz", "c.py", ".d.txt", "e/f.txt", "e/g/h.txt", "e/g/i.JSONL", ".j/k.txt")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("*", "a.txt b.jsonl.gz"),
+        ("*.txt", "a.txt"),
+        ("*.py", "c.py"),
+        ("**", "a.txt b.jsonl.gz e/f.txt e/g/h.txt e/g/i.JSONL"),
+        ("**/*.txt", "a.txt e/f.txt e/g/h.txt"),
+        ("e/**/*.txt", "e/f.txt e/g/h.txt"),
+        ("e/*/h.*", "e/g/h.txt"),
+        ("?/f.txt", "e/f.txt"),
+        ("[a-b]*", "a.txt b.jsonl.gz"),
+        ("**/g/**", "e/g/h.txt e/g/i.JSONL"),
+    ],
+)
+def test_patterns(tmp_path: Path, pattern: str, wanted: str) -> None:
+    for name in NAMES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    source = open_source(tmp_path / pattern)
+    assert isinstance(source, FileSource)
+    found = [file.path.relative_to(tmp_path).as_posix() for file in source.files]
+    assert " ".join(found) == wanted
+
+
+def test_patterns_are_relative_and_hold_no_links_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out.txt").write_text("out")
+    (tmp_path / "in" / "a.txt").write_text("a")
+    (tmp_path / "in" / "link.txt").symlink_to(tmp_path / "out.txt")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    monkeypatch.chdir(tmp_path / "in")
+    source = open_source("**/*.txt")
+    assert [d.text for d in source.documents()] == ["a"]
+    assert source.notes()[0].startswith("2 links out of the folder")
+
+
+def test_a_name_with_wildcards_is_a_name_first(tmp_path: Path) -> None:
+    (tmp_path / "a[1].txt").write_text("brackets")
+    (tmp_path / "a1.txt").write_text("none")
+    assert texts(tmp_path / "a[1].txt") == ["brackets"]
+
+
+def test_a_pattern_without_a_match_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    error = refused(tmp_path / "*.jsonl")
+    assert error.code == "P201" and error.choices == ((tmp_path / "a.txt").as_posix(),)
+    assert "no folder" in refused(tmp_path / "none" / "*.txt").what
+
+
+def test_names_that_differ_in_case_only_are_all_read(tmp_path: Path) -> None:
+    (tmp_path / "Run.txt").write_text("Run")
+    (tmp_path / "run.TXT").write_text("run")
+    assert texts(tmp_path) == (["Run", "run"] if len(list(tmp_path.iterdir())) == 2 else ["run"])
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("b")
+    assert texts(tmp_path) == ["b"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "deep").mkdir()
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    error = refused(tmp_path)
+    assert error.code == "P201" and "deep cannot be read: Permission denied" in error.what
+
+
+def test_train_and_valid_files_give_the_split(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "valid.jsonl", "test.jsonl.gz"):
+        packed = gzip.compress if name.endswith(".gz") else bytes
+        (tmp_path / name).write_bytes(packed(json.dumps({"text": name}).encode()))
+    (tmp_path / "README.md").write_text("about")
+    source = open_source(tmp_path)
+    found = {d.text: d.split for d in source.documents()}
+    assert found == {"train.jsonl": "train", "valid.jsonl": "val", "test.jsonl.gz": "test"}
+    assert [r.split for r in source.records()] == ["test", "train", "val"]
+    assert source.notes() == ("1 README files beside train and validation files left out",)
+    assert source.fingerprint != open_source(tmp_path / "*.jsonl*").fingerprint
+
+
+@pytest.mark.parametrize("second", ["val.txt", "validation.csv", "VALID.jsonl"])
+def test_other_names_of_validation(tmp_path: Path, second: str) -> None:
+    (tmp_path / "train.txt").write_text("a")
+    (tmp_path / second).write_text('{"text": "b"}' if "json" in second else "text\nb")
+    assert {d.split for d in open_source(tmp_path).documents()} == {"train", "val"}
+
+
+@pytest.mark.parametrize("other", ["more.jsonl", "deep/valid.jsonl", "train.jsonl"])
+def test_any_other_file_means_no_split(tmp_path: Path, other: str) -> None:
+    for name in ("train.txt", "valid.txt" if "train" not in other else "train.md", other):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}')
+    assert {d.split for d in open_source(tmp_path).documents()} == {None}
+
+
+def test_num_documents_counts_what_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{t}"}}\n' for t in ["", "1", " ", "2"]))
+    (tmp_path / "b.txt").write_text("3")
+
+    def kept(count: int) -> list[str]:
+        source = open_source(tmp_path, options=ReadOptions(num_documents=count))
+        return [d.text for d in source.documents()]
+
+    assert [kept(n) for n in (1, 2, 3, 4)] == [["1"], ["1", "2"], ["1", "2", "3"], ["1", "2", "3"]]
+
+
+def test_scores_filter(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    scores = ["3", "2.5", "1e0", "null", '"4"', "2"]
+    path.write_text("".join(f'{{"text": "{i}", "q": {s}}}\n' for i, s in enumerate(scores)))
+    options = ReadOptions(score_field="q", score_min=2.5)
+    source = open_source(path, options=options)
+    assert [d.text for d in source.documents()] == ["0", "1", "4"]
+    assert source.notes() == ("3 records left out, as q is below 2.5",)
+    assert [r.fields["text"] for r in source.records()] == ["0", "1", "4"]
+    (tmp_path / "b.csv").write_text("text,q\nx,9\ny,1\n")
+    assert [d.text for d in open_source(tmp_path / "b.csv", options=options).documents()] == ["x"]
+
+
+def test_a_score_that_is_missing_is_a_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "p": 1, "q": 2}\n{"text": "b", "p": 1}\n{"text":"c","q":"x"}\n')
+    options = ReadOptions(score_field="q", score_min=1)
+    with pytest.raises(PippinError, match="'q' is missing") as error:
+        list(open_source(path, options=options).documents())
+    assert error.value.choices == ("p",) and f"{path}:2" in error.value.what
+    source = open_source(path, options=replace(options, on_bad_line="skip"))
+    assert [d.text for d in source.documents()] == ["a"]
+    assert source.notes() == (
+        "1 left out: the score field 'q' is missing (first: a.jsonl:2)",
+        "1 left out: the score field 'q' is not a number (first: a.jsonl:3)",
+    )
+
+
+def test_options_that_contradict_are_all_named() -> None:
+    with pytest.raises(PippinError) as error:
+        ReadOptions(num_documents=0, score_min=1.0)
+    assert error.value.code == "P010" and len(error.value.found.splitlines()) == 2
+
+
+def test_hub_options_need_a_hub_dataset(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(PippinError, match="config, split is for datasets") as error:
+        open_source(tmp_path, options=ReadOptions(config="en", split="train"))
+    assert error.value.code == "P010"
+    with pytest.raises(PippinError, match="on its own"):
+        open_source(["hf:x", tmp_path])
+
+
+def test_every_option_is_in_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    options = [
+        ReadOptions(),
+        ReadOptions(text_field="body"),
+        ReadOptions(on_bad_line="skip"),
+        ReadOptions(num_documents=3),
+        ReadOptions(score_field="q", score_min=1),
+        ReadOptions(score_field="q", score_min=2),
+    ]
+    prints = {open_source(tmp_path / "a.txt", options=one).fingerprint for one in options}
+    assert len(prints) == len(options)
+    by_name = open_source(tmp_path / "a.txt", "body").fingerprint
+    assert by_name == open_source(tmp_path / "a.txt", options=options[1]).fingerprint
+
+
+def test_bytes_read_grows_to_the_size_of_the_files(tmp_path: Path) -> None:
+    rows = [{"text": f"document {i}"} for i in range(3_000)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")
+    source = open_source(tmp_path)
+    for _ in range(2):
+        seen = [source.bytes_read for _ in source.documents()]
+        assert len(seen) == 9_000 and seen == sorted(seen) and len(set(seen)) > 3
+        assert source.bytes_read == source.num_bytes
+    assert not source.streams
 
 
 # Split
@@ -302,7 +522,7 @@ def test_cuts_are_at_line_ends_and_near_the_shares() -> None:
 
 @pytest.mark.parametrize("name", ["gone.txt", "gone.jsonl"])
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> None:
-    source = FileSource(tmp_path, (tmp_path / name,))
+    source = FileSource((InputFile(tmp_path / name, name),), "x")
     for read in (lambda: list(source.documents()), lambda: source.fingerprint):
         with pytest.raises(PippinError) as error:
             read()

@@ -12,6 +12,7 @@ from core.data.tokenizer_training import SMALL_TEXT_BYTES, choose_tokenizer
 
 _PROBE_CHARS = 1_000_000
 _SMALL_TEXT_VOCAB = 1_024
+_STREAM_VOCAB = 32_768
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class TokenizerRequest:
     Attributes:
         text: The request in words, as the manifest keeps it: "bpe 2048", "byte", "given <sha256>".
         reason: Why this one.
-        kind: "bpe", "char" or "byte".
-        vocab_size: Pieces of "bpe" to ask for; 0 for the others.
+        kind: "bpe", "unigram", "char" or "byte"; "byte_bpe" where one is given.
+        vocab_size: Pieces of "bpe" or "unigram" to ask for; 0 for the others.
         given: The tokenizer where it exists already.
     """
 
@@ -51,7 +52,8 @@ def resolve_tokenizer(source: Source, tokenizer: str, vocab_size: int | None) ->
 
     Args:
         source: The text; its beginning is read where the amount of text decides.
-        tokenizer: "auto", a kind, or the path of a tokenizer or of a folder that holds one.
+        tokenizer: "auto", a kind that is trained, or the path of a tokenizer (also one of another
+            project) or of a folder that holds one.
         vocab_size: Number of pieces asked for; None leaves it to the amount of text.
 
     Raises:
@@ -64,13 +66,19 @@ def resolve_tokenizer(source: Source, tokenizer: str, vocab_size: int | None) ->
         )
     if tokenizer in ("char", "byte"):
         return TokenizerRequest(tokenizer, "asked for", tokenizer)
-    if vocab_size is not None and (tokenizer == "bpe" or vocab_size >= MIN_BPE_VOCAB):
-        return TokenizerRequest(f"bpe {vocab_size}", "size asked for", "bpe", vocab_size)
+    pieces = "bpe" if tokenizer == "auto" else tokenizer
+    if vocab_size is not None and (tokenizer != "auto" or vocab_size >= MIN_BPE_VOCAB):
+        return TokenizerRequest(f"{pieces} {vocab_size}", "size asked for", pieces, vocab_size)
+    if source.streams and source.num_bytes == 0:
+        why = "a stream, whose size is not known"
+        return TokenizerRequest(f"{pieces} {_STREAM_VOCAB}", why, pieces, _STREAM_VOCAB)
     small = source.num_bytes < SMALL_TEXT_BYTES
     kind, size, reason = choose_tokenizer(source.num_bytes, _distinct_chars(source) if small else 0)
-    if tokenizer == "bpe" and kind != "bpe":
+    if tokenizer != "auto" and kind != "bpe":
         kind, size, reason = "bpe", _SMALL_TEXT_VOCAB, "the smallest useful size of word pieces"
-    return TokenizerRequest(f"bpe {size}" if kind == "bpe" else kind, reason, kind, size)
+    if kind != "bpe":
+        return TokenizerRequest(kind, reason, kind, size)
+    return TokenizerRequest(f"{pieces} {size}", reason, pieces, size)
 
 
 def _distinct_chars(source: Source) -> int:

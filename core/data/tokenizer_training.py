@@ -25,6 +25,9 @@ from core.errors import PippinError
 
 SMALL_TEXT_BYTES = 500_000
 _LINE_CHARS = 4_096
+_COUNT_CHARS = 1_000_000
+# Each thread adds up its own part of the probabilities: another number gives another model.
+_UNIGRAM_THREADS = 8
 
 
 class TokenizerChoice(NamedTuple):
@@ -64,9 +67,9 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int = 0) -> Tok
     """Make a tokenizer from texts. The same texts give the same tokenizer.
 
     Args:
-        kind: "bpe", "char" or "byte".
-        texts: All the text for "char", a sample for "bpe"; "byte" reads none.
-        vocab_size: Pieces of "bpe"; fewer come out where the text is short.
+        kind: "bpe", "unigram", "char" or "byte".
+        texts: All the text for "char", a sample for the word pieces; "byte" reads none.
+        vocab_size: Pieces of "bpe" and "unigram"; fewer come out where the text is short.
 
     Raises:
         PippinError: P010 for an unknown kind or a size too small, P201 for no usable text.
@@ -76,18 +79,19 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int = 0) -> Tok
     if kind == "char":
         points = np.zeros(0x110000, dtype=bool)
         for text in texts:
-            points[code_points(text)] = True
+            for start in range(0, len(text), _COUNT_CHARS):
+                points[code_points(text[start : start + _COUNT_CHARS])] = True
         return char_tokenizer(points)
-    if kind != "bpe":
+    if kind not in ("bpe", "unigram"):
         raise PippinError("P010", f"unknown kind of tokenizer: {kind!r}", choices=KINDS)
     if vocab_size < MIN_BPE_VOCAB:
         raise PippinError(
             "P010",
-            f"model.vocab_size={vocab_size} is too small for a bpe tokenizer",
+            f"model.vocab_size={vocab_size} is too small for a {kind} tokenizer",
             found=f"256 bytes and the control symbols need at least {MIN_BPE_VOCAB}",
             remedy="data.tokenizer=byte, or a larger model.vocab_size",
         )
-    return SentencePieceTokenizer(_train_bpe(list(_training_lines(texts)), vocab_size))
+    return SentencePieceTokenizer(_train_pieces(kind, list(_training_lines(texts)), vocab_size))
 
 
 def char_tokenizer(points: NDArray[np.bool_]) -> CharTokenizer:
@@ -104,14 +108,14 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
             yield from cut_text(line, _LINE_CHARS)
 
 
-def _train_bpe(lines: list[str], vocab_size: int) -> bytes:
+def _train_pieces(kind: str, lines: list[str], vocab_size: int) -> bytes:
     spm = import_sentencepiece()
     model = io.BytesIO()
     try:
         spm.SentencePieceTrainer.train(
             sentence_iterator=iter(_without_rare(lines, (vocab_size - NUM_FIXED_PIECES) // 2)),
             model_writer=model,
-            model_type="bpe",
+            model_type=kind,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             byte_fallback=True,
@@ -129,13 +133,13 @@ def _train_bpe(lines: list[str], vocab_size: int) -> bytes:
             # Longer lines would be dropped in silence; lines are cut to 4,096 characters.
             max_sentence_length=8 * _LINE_CHARS,
             shuffle_input_sentence=False,
-            num_threads=num_threads(),
+            num_threads=_UNIGRAM_THREADS if kind == "unigram" else num_threads(),
             minloglevel=2,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise PippinError(
             "P201",
-            f"a bpe tokenizer cannot be trained on this text: {error}",
+            f"a {kind} tokenizer cannot be trained on this text: {error}",
             remedy="data.tokenizer=byte",
         ) from error
     return model.getvalue()

@@ -1,0 +1,312 @@
+"""Kind "byte_bpe": byte-level BPE tokenizers of other models, encoded fast and exactly.
+
+tiktoken encodes four times as fast as the library that the files are made for, but knows no
+merges: it joins any two neighbours that make a piece. Where this is the same for the file at hand
+(`_ranks` decides it exactly, and a battery of texts is compared besides) it is used, for each
+distinct word once; else the library itself. A stretch of more than 8,000 characters without a
+place to cut, as 8,000 letters in a row, is encoded in parts of 8,000: in one, its time would grow
+with the square of its length.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.data.byte_level import (
+    BYTE_CHARACTERS,
+    KIND,
+    SAVED_FILE,
+    ByteLevelSpec,
+    unspelled,
+)
+from core.data.byte_level_patterns import known_pattern
+from core.data.tokenizer_base import (
+    GROUP_CHARS,
+    BaseTokenizer,
+    Ids,
+    bad_tokenizer,
+    cut_where,
+    groups,
+    joined,
+    utf8,
+)
+from core.data.unit_cache import UnitCache, unit_text
+from core.errors import PippinError
+
+PART_CHARS = 8_000
+# Where more of the units are new, so many groups are encoded without looking words up.
+_NEW_SHARE, _PAUSE = 0.2, 15
+_NEAR_CHARS = 200
+# No known expression matches across these: one space or newline between what is no white space (a
+# slash may belong to the newline before it), and a mark after an ideograph or syllable.
+_PLACE = re.compile(
+    r"(?<=\S) (?=\S)|(?<=\S)\n(?=[^\s/])"
+    "|(?<=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3])"
+    "(?=[\u3001\u3002\uff0c\uff01\uff1a\uff1b\uff1f])"
+)
+_SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
+_NOT_AFTER_NEWLINE = frozenset("/" + "".join(chr(i) for i in range(0x3001) if chr(i).isspace()))
+BATTERY = (
+    "Hello world, it's 12345 o'clock; they'LL say \"we've\" (I'd) don't!!",
+    "  two  spaces   three\ttab\t\ttabs \n new\n\nlines\n \n  x\r\n\r\ny  \n",
+    "trailing \n ",
+    "trailing\t ",
+    "\u00e9t\u00e9 e\u0301 \u00df \u01c5 \u0130i \u017f 's'S's\u017f '\u017f \ufb01 \uff21",
+    "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u3053\u3093\u306b\u3061\u306f \ud55c\uad6d\uc5b4 \u0e01\u0e33",
+    "\u0661\u0662\u0663\u0664 \u2460\u2461 \u00bd 3.14159 1,000,000 0x1F",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f600\U0001f600 \u202eabc \ufeffbom\x00nul",
+    "\u00a0\u2003x\u2028y\u2029z\u0085w\u3000v\x1cu",
+    "def f(x):\n    return x[0] // 2  # ok\n\n\nclass A:\n\tpass\n</s><|endoftext|><|end|>",
+    "https://example.org/a/b?c=d&e=%20f#g a_b-c--d...e/\n/f",
+    "".join(chr(i) for i in range(0x180)),
+)
+
+
+class ByteBpeTokenizer(BaseTokenizer):
+    """A byte-level BPE tokenizer made by others."""
+
+    kind = KIND
+
+    def __init__(self, spec: ByteLevelSpec) -> None:
+        """Make the tokenizer.
+
+        Args:
+            spec: Checked by `checked_spec`.
+
+        Raises:
+            PippinError: P301 where a text does not come back, P502 where a package is missing.
+        """
+        # A file whose own "</s>" is not the end of a document keeps its id, without the name.
+        controls = {**spec.controls, "</s>": spec.controls[spec.eos]}
+        last = max((*spec.vocab.values(), *spec.controls.values()))
+        pieces = [b""] * (1 + last)
+        for piece, i in spec.vocab.items():
+            pieces[i] = unspelled(piece) or b""
+        super().__init__(spec.content(), SAVED_FILE, pieces, controls)
+        self._encode_part, self.library = _encoder(spec)
+        self._cache = UnitCache(self._encode_units)
+        self._pause = 0
+        for text in BATTERY:
+            back = self.decode(self.encode(text))
+            if back != text:
+                raise bad_tokenizer(f"the file is not lossless: {text!r} comes back as {back!r}")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of several texts, each uint32 `[n]`.
+
+        Raises:
+            PippinError: P202 for a lone surrogate.
+        """
+        if self.library == "tokenizers":
+            return [self._encode_one(text) for text in texts]
+        results: list[Ids] = []
+        for group in groups(texts):
+            for text in group:
+                utf8(text)
+            if len(group) == 1:
+                parts = self.cut(group[0], GROUP_CHARS)
+                results.append(joined([self._encode_group([part])[0] for part in parts]))
+            else:
+                results += self._encode_group(group)
+        return results
+
+    def _encode_units(self, units: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
+        rows = [self._encode_part(unit_text(unit)) for unit in units]
+        return joined(rows), np.fromiter(map(len, rows), np.int64, len(rows))
+
+    def _encode_group(self, texts: Sequence[str]) -> list[Ids]:
+        """By words, each distinct one once; as they are where words seldom come back."""
+        if self._pause > 0:
+            self._pause -= 1
+            return [self._encode_one(text) for text in texts]
+        units: list[str] = []
+        ends = []
+        for text in texts:
+            for part in self.cut(text, PART_CHARS):
+                _add_units(part, units)
+            ends.append(len(units))
+        ids, starts = self._cache.encode(units)
+        if self._cache.new_share > _NEW_SHARE:
+            self._pause = _PAUSE
+        return np.split(ids, starts[ends[:-1]])
+
+    def cut(self, text: str, max_chars: int) -> list[str]:
+        """Cut between words or lines, else at a multiple of 8,000 characters."""
+        return cut_where(text, max_chars, last_place, PART_CHARS)
+
+    def _encode_one(self, text: str) -> Ids:
+        utf8(text)
+        return joined([self._encode_part(part) for part in self.cut(text, PART_CHARS)])
+
+
+def _add_units(text: str, units: list[str]) -> None:
+    """Append the stretches between the places of a text, in the form that `unit_text` reads."""
+    lines = text.split("\n")
+    start = 0
+    for i, line in enumerate(lines):
+        following = lines[i + 1] if i + 1 < len(lines) else ""
+        if i + 1 < len(lines) and (
+            not line or not following or line[-1].isspace() or following[0] in _NOT_AFTER_NEWLINE
+        ):
+            continue
+        end = "\n" if i + 1 < len(lines) else ""
+        if start == i:
+            words = line.split(" ")
+            # Equal where all white space is single spaces between words.
+            if words == line.split():
+                words[-1] += end
+            else:
+                words = _spaced_words(line + end)
+        else:
+            words = _spaced_words("\n".join(lines[start : i + 1]) + end)
+        words[0] += " "
+        units += words
+        start = i + 1
+
+
+def _spaced_words(text: str) -> list[str]:
+    first, *words = _SINGLE_SPACE.split(text)
+    # A space at the end would be read as the sign of a unit without one before it.
+    return [first, *(f" {word} " if word[-1] == " " else word for word in words)]
+
+
+def last_place(text: str, start: int, end: int) -> int:
+    """The last place in `(start, end]` where a cut changes no ids, else `start`."""
+    for begin in (max(start, end - _NEAR_CHARS), start):
+        found = start
+        for match in _PLACE.finditer(text, begin, end + 2):
+            place = match.end() if match.group() == "\n" else match.start()
+            if start < place <= end:
+                found = place
+        if found > start:
+            return found
+    return start
+
+
+def _encoder(spec: ByteLevelSpec) -> tuple[Callable[[str], Ids], str]:
+    """A function for a part of a text, and the library it uses."""
+    if spec.merges is None:
+        ranks = {unspelled(piece) or b"": rank for piece, rank in spec.vocab.items()}
+        pattern = known_pattern(spec.pre_tokenizer)
+        if pattern is None:
+            raise bad_tokenizer("ranks without merges need one of the known regular expressions")
+        return _with_tiktoken(pattern, ranks, None), "tiktoken"
+    whole = _with_tokenizers(spec, spec.pre_tokenizer, spec.ignore_merges)
+    pattern = known_pattern(spec.pre_tokenizer)
+    if pattern is None:
+        return whole, "tokenizers"
+    alone = _with_tokenizers(spec, None, False)
+    found = _ranks(spec, alone)
+    if found is None:
+        return whole, "tokenizers"
+    ids = np.array([spec.vocab[piece] for piece in found], dtype=np.uint32)
+    ranks = {unspelled(piece) or b"": rank for rank, piece in enumerate(found)}
+    fast = _with_tiktoken(pattern, ranks, ids)
+    if any(fast(text).tolist() != whole(text).tolist() for text in BATTERY):
+        return whole, "tokenizers"
+    return fast, "tiktoken"
+
+
+def _ranks(spec: ByteLevelSpec, alone: Callable[[str], Ids]) -> list[str] | None:
+    """The pieces in the order in which tiktoken is to join them; None where no order will do.
+
+    tiktoken joins any neighbours that make a piece, the file only those of its merges. Whether two
+    neighbours x and y can come about that make a piece t and are not merged is decided by t alone: up
+    to then nothing was joined across the ends of t. So they differ exactly where some t, encoded
+    by its merges, ends as two pieces. A t that ends as more never comes about by merging.
+
+    Args:
+        spec: With merges.
+        alone: Ids of byte-level characters by the merges only.
+    """
+    made = list(dict.fromkeys(merge.replace(" ", "") for merge in spec.merges or ()))
+    known = {*made, *BYTE_CHARACTERS}
+    others = (
+        [p for p in spec.vocab if p not in known and unspelled(p)] if spec.ignore_merges else []
+    )
+    pieces = list(BYTE_CHARACTERS)
+    previous, seen = "", set()
+    for merge in spec.merges or ():
+        piece = merge.replace(" ", "")
+        if piece != previous and piece in seen:
+            return None  # Its merges have different ranks: which one counts would have to be known.
+        seen.add(piece)
+        previous = piece
+    for piece in (*made, *others):
+        count = len(alone(piece))
+        if count == 2:
+            return None
+        if count == 1 or spec.ignore_merges:
+            pieces.append(piece)
+    return pieces
+
+
+def _with_tiktoken(pattern: str, ranks: dict[bytes, int], ids: Ids | None) -> Callable[[str], Ids]:
+    """Encoding by tiktoken; `ids` gives the id of each rank, None where they are equal."""
+    tiktoken = _import("tiktoken", "tiktoken>=0.8")
+    try:
+        encoding = tiktoken.Encoding(
+            KIND, pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+        )
+    except (ValueError, KeyError, OverflowError) as error:
+        raise bad_tokenizer(f"tiktoken refuses the vocabulary: {error}") from error
+
+    def encode(text: str) -> Ids:
+        found = np.array(encoding.encode_ordinary(text), dtype=np.uint32)
+        return found if ids is None else ids[found]
+
+    return encode
+
+
+def _with_tokenizers(
+    spec: ByteLevelSpec, cutting: Any, ignore_merges: bool
+) -> Callable[[str], Ids]:
+    """Encoding by the library of Hugging Face, without added tokens."""
+    tokenizers = _import("tokenizers", "tokenizers>=0.20")
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": ignore_merges,
+        "vocab": dict(spec.vocab),
+        "merges": list(spec.merges or ()),
+    }
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": cutting,
+        "post_processor": None,
+        "decoder": None,
+        "model": model,
+    }
+    try:
+        made = tokenizers.Tokenizer.from_str(json.dumps(data))
+    except Exception as error:  # The library raises nothing narrower.
+        raise bad_tokenizer(f"the library tokenizers refuses the vocabulary: {error}") from error
+
+    def encode(text: str) -> Ids:
+        return np.array(made.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+
+    return encode
+
+
+def _import(package: str, needed: str) -> Any:
+    try:
+        return __import__(package)
+    except ImportError as error:
+        raise PippinError(
+            "P502",
+            f"the package {package}, which reads imported tokenizers, cannot be imported: {error}",
+            remedy=f"pip install '{needed}'",
+        ) from error

@@ -264,7 +264,13 @@ def _shown(value: Any) -> str:
 
 
 def _expected(annotation: Any, *, auto: bool) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a string",
+        dict[str, float]: "a mapping from folder to share",
+    }
     origin = typing.get_origin(annotation)
     if origin is Literal:
         text = " or ".join(str(a) for a in typing.get_args(annotation))

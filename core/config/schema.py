@@ -62,11 +62,17 @@ class DataConfig(Section):
     """The text, the tokenizer and the windows."""
 
     input_file: str | None = key(
-        None, "a text file, a .jsonl or a folder; null is the story corpus"
+        None, "a file, folder, glob, hf:NAME or folder of shards; null is the story corpus"
+    )
+    mixture: dict[str, float] | None = key(
+        None, "prepared folders to train on together, each with its share of the rows"
     )
     text_field: str = key("text", "field of a .jsonl record that holds the text", min_length=1)
     shards_dir: str = key("shards", "folder where prepared shards are kept")
-    tokenizer: str = auto("bpe, char, byte, or the path of a tokenizer", min_length=1)
+    tokenizer: str = auto(
+        "bpe, unigram, char, byte, or the path of a tokenizer (also a tokenizer.json of another project)",
+        min_length=1,
+    )
     seq_len: int = auto("tokens of a training window", ge=2, le=1_048_576)
     sampling: Literal["contiguous", "random_chunk", "document", "packed"] = auto(
         "what a window holds: the text cut anywhere, the same with new cuts each epoch, one document, "

@@ -1,7 +1,7 @@
 """Batches: windows of `core.data.windows`, in the order of `core.data.order`.
 
-In one epoch every token is a target once. What is missing in a row has weight 0. Training batches
-are made in a thread of their own.
+In one epoch of a text every token is a target once. What is missing in a row has weight 0, and so has
+what the text's own weights leave out. Training batches are made in a thread of their own.
 """
 
 import queue
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from core.backend import Batch
 from core.config.schema import RunConfig
-from core.data.order import WindowOrder, permute
-from core.data.shards import TokenStream
+from core.data.order import permute
+from core.data.parts import PlannedRows, TrainParts, count_weights, read_rows
+from core.data.stream import TokenStream
 from core.data.windows import Windows, cut
 from core.errors import PippinError
 
@@ -34,8 +35,9 @@ class StepBatches:
     Attributes:
         step: Optimizer step, from 1.
         micro: Micro-batches of this rank; `tokens` and `targets` int32 `[B, T]`.
-        normalizer: Sum of the weights over the whole step, all micro-batches and ranks.
-        tokens: Targets trained on in the whole step: the normalizer as a count.
+        normalizer: Sum of the weights over the whole step, all micro-batches and ranks; 1 where
+            it would be 0, since the loss is divided by it.
+        tokens: Targets trained on in the whole step: how many weights are above 0.
     """
 
     step: int
@@ -44,60 +46,17 @@ class StepBatches:
     tokens: int
 
 
-def read_windows(
-    stream: TokenStream,
-    windows: Windows,
-    numbers: NDArray[np.int64],
-    epochs: NDArray[np.int64],
-    *,
-    row0: int,
-    vocab_size: int,
-    trim: bool = False,
-) -> Batch:
-    """Read windows as one batch.
-
-    Args:
-        stream: Tokens.
-        windows: How the stream is cut.
-        numbers: int64 `[B]`, which windows.
-        epochs: int64 `[B]`, the epoch of each.
-        row0: Row of the step that the first window is.
-        vocab_size: Every id must be below it.
-        trim: Leave out columns that are padding in every row, as far as `Windows.width` does.
-
-    Raises:
-        PippinError: P204 for an id that is not.
-    """
-    rows = windows.rows(numbers, epochs)
-    if trim and (width := windows.width(numbers)) < windows.seq_len:
-        rows = rows.cut(width)
-    targets = stream.gather(rows.targets)  # [B, T]
-    # The stream is a ring: the first token follows the last.
-    tokens = stream.gather((rows.targets - 1) % stream.num_tokens)
-    for ids in (tokens, targets):
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            bad = int(ids.max()) if ids.max() >= vocab_size else int(ids.min())
-            raise PippinError(
-                "P204",
-                f"the data holds token id {bad}",
-                found=f"model.vocab_size={vocab_size:,}; "
-                f"the tokenizer has {stream.vocab_size:,} ids",
-                remedy=f"model.vocab_size={stream.vocab_size}",
-            )
-    return Batch(tokens, targets, rows.weights, segments=rows.segments, row0=row0)
-
-
 class TrainLoader:
     """The training batches of one process, step after step, without end.
 
-    A function of (stream, windows, rows of a step, seed) and the step: a loader that starts at
+    A function of (streams, windows, rows of a step, seed) and the step: a loader that starts at
     step s gives what an uninterrupted one gives from there.
     """
 
     def __init__(
         self,
-        stream: TokenStream,
-        windows: Windows,
+        stream: TokenStream | TrainParts,
+        windows: Windows | None = None,
         *,
         micro_batch_size: int,
         grad_accum_steps: int,
@@ -111,8 +70,8 @@ class TrainLoader:
         """Start reading.
 
         Args:
-            stream: Tokens of the training split.
-            windows: How the stream is cut.
+            stream: Tokens of the training split, or several of them, already cut.
+            windows: How the one stream is cut.
             micro_batch_size: Rows of a micro-batch.
             grad_accum_steps: Micro-batches of a step, over all ranks.
             seed: Of the order.
@@ -132,12 +91,12 @@ class TrainLoader:
                 found=f"needed: a multiple of the {world_size} processes",
                 remedy=f"train.grad_accum_steps={-(-grad_accum_steps // world_size) * world_size}",
             )
-        self._stream, self._windows, self._vocab_size = stream, windows, vocab_size
+        self._parts, self._vocab_size = _as_parts(stream, windows), vocab_size
         self._micro_batch_size = micro_batch_size
         self._step_rows = micro_batch_size * grad_accum_steps
         share = grad_accum_steps // world_size
         self._my_micro = range(rank * share, (rank + 1) * share)
-        self._order = WindowOrder(windows.num_windows, seed)
+        self._plan = self._parts.plan(seed)
         self._queue: queue.Queue[StepBatches | BaseException] = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -194,15 +153,15 @@ class TrainLoader:
             group, block = (start_step - 1) // GROUP_STEPS, groups * GROUP_STEPS
             while not self._stop.is_set():
                 first_row = group * GROUP_STEPS * self._step_rows
-                numbers = self._order.windows(first_row, block * self._step_rows)
-                epochs = self._order.epochs(first_row, block * self._step_rows)
-                if self._windows.lengths is not None:
-                    numbers = self._alike(numbers, epochs, group)
+                planned = self._plan.rows(first_row, block * self._step_rows)
+                lengths = self._parts.lengths(planned)
+                if lengths is not None:
+                    planned = planned.at(self._alike(planned, lengths, group))
                 for i in range(block):
                     step = group * GROUP_STEPS + i + 1
                     if step >= start_step:
                         rows = slice(i * self._step_rows, (i + 1) * self._step_rows)
-                        self._put(self._batches(step, numbers[rows], epochs[rows]))
+                        self._put(self._batches(step, planned.at(rows)))
                     if self._stop.is_set():
                         return
                 group += groups
@@ -211,43 +170,46 @@ class TrainLoader:
             self._put(error)
 
     def _alike(
-        self, numbers: NDArray[np.int64], epochs: NDArray[np.int64], group: int
+        self, planned: PlannedRows, lengths: NDArray[np.int64], group: int
     ) -> NDArray[np.int64]:
-        """Sort each group's rows by length, and mix its steps again.
+        """The order in which each group's rows are sorted by length, and its steps mixed again.
 
-        A group in which an epoch ends stays as it is: each epoch keeps its rows.
+        A group in which the epoch of a text read alone ends stays as it is, so that no row of it
+        comes before the epoch's first. In a mixture the epochs end at any time, and may overlap
+        within a group; each still has every window once.
         """
-        lengths = self._windows.lengths
-        out = numbers.reshape(-1, GROUP_STEPS * self._step_rows).copy()
-        for i, (row, epoch) in enumerate(zip(out, epochs.reshape(out.shape))):
-            if lengths is None or epoch[0] != epoch[-1]:
+        size = GROUP_STEPS * self._step_rows
+        alone = len(self._parts.streams) == 1
+        index = np.arange(len(planned), dtype=np.int64).reshape(-1, size)
+        for i, row in enumerate(index):
+            if alone and planned.epochs[row[0]] != planned.epochs[row[-1]]:
                 continue
             key = np.full(GROUP_STEPS, group + i, dtype=np.uint64)
             steps = np.arange(GROUP_STEPS, dtype=np.uint64)
-            mixed = permute(steps, GROUP_STEPS, self._order.seed, key).astype(np.int64)
+            mixed = permute(steps, GROUP_STEPS, self._plan.seed, key).astype(np.int64)
             by_length = row[np.argsort(lengths[row], kind="stable")]
             row[:] = by_length.reshape(GROUP_STEPS, -1)[mixed].reshape(-1)
-        flat: NDArray[np.int64] = out.reshape(-1)
+        flat: NDArray[np.int64] = index.reshape(-1)
         return flat
 
-    def _batches(
-        self, step: int, numbers: NDArray[np.int64], epochs: NDArray[np.int64]
-    ) -> StepBatches:
+    def _batches(self, step: int, planned: PlannedRows) -> StepBatches:
         size = self._micro_batch_size
         micro = tuple(
-            read_windows(
-                self._stream,
-                self._windows,
-                numbers[m * size : (m + 1) * size],
-                epochs[m * size : (m + 1) * size],
+            read_rows(
+                self._parts,
+                planned.at(slice(m * size, (m + 1) * size)),
                 row0=m * size,
                 vocab_size=self._vocab_size,
                 trim=True,
             )
             for m in self._my_micro
         )
-        tokens = self._windows.count(numbers)
-        return StepBatches(step, micro, float(tokens), tokens)
+        if len(self._my_micro) * size == len(planned):  # all of it was read here
+            total = sum(float(batch.weights.sum(dtype=np.float64)) for batch in micro)
+            tokens = sum(int(np.count_nonzero(batch.weights)) for batch in micro)
+        else:
+            total, tokens = count_weights(self._parts, planned)
+        return StepBatches(step, micro, total or 1.0, tokens)
 
     def _put(self, item: StepBatches | BaseException) -> None:
         while not self._stop.is_set():
@@ -259,12 +221,12 @@ class TrainLoader:
 
 
 def open_train_loader(
-    stream: TokenStream, config: RunConfig, *, start_step: int = 1
+    stream: TokenStream | TrainParts, config: RunConfig, *, start_step: int = 1
 ) -> TrainLoader:
     """The training batches of a configuration, from a step on."""
     return TrainLoader(
         stream,
-        cut(stream, config),
+        cut(stream, config) if isinstance(stream, TokenStream) else None,
         micro_batch_size=config.train.micro_batch_size,
         grad_accum_steps=config.train.grad_accum_steps,
         seed=config.train.seed,
@@ -275,12 +237,15 @@ def open_train_loader(
 
 
 class EvalBatches:
-    """Fixed windows for validation, spread evenly over a split: the same ones each time."""
+    """Fixed windows for validation, spread evenly over a split: the same ones each time.
+
+    Of several splits each is scored by its weight, one after the other.
+    """
 
     def __init__(
         self,
-        stream: TokenStream,
-        windows: Windows,
+        stream: TokenStream | TrainParts,
+        windows: Windows | None = None,
         *,
         batch_size: int,
         max_tokens: int,
@@ -289,26 +254,25 @@ class EvalBatches:
         """Choose the windows.
 
         Args:
-            stream: Tokens of the split.
-            windows: How the split is cut.
-            batch_size: Rows of every batch; the last is filled up with rows of weight 0.
-            max_tokens: Targets to score, about, at least one window.
+            stream: Tokens of the split, or several of them, already cut.
+            windows: How the one split is cut.
+            batch_size: Rows of every batch; the last of a split is filled up with rows of weight 0.
+            max_tokens: Targets of weight above 0 to score, about, at least one window of each split.
             vocab_size: The model's; every id must be below it.
         """
-        self._stream, self._windows, self._vocab_size = stream, windows, vocab_size
+        self._parts, self._vocab_size = _as_parts(stream, windows), vocab_size
         self._batch_size = batch_size
-        total = windows.num_windows
-        count = min(total, max(1, max_tokens * total // windows.targets_per_epoch))
-        # The middles of `count` equal parts.
-        self.numbers: NDArray[np.int64] = (
-            (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
-        )
-        if windows.lengths is not None:  # rows of a batch alike, so that little is padding
-            self.numbers = self.numbers[np.argsort(windows.lengths[self.numbers], kind="stable")]
+        weights = self._parts.weights
+        chosen = [
+            _spread(self._parts, k, max(1, int(max_tokens * (weight / sum(weights)))))
+            for k, weight in enumerate(weights)
+        ]
+        self.numbers: NDArray[np.int64] = np.concatenate(chosen)
+        self._part: NDArray[np.int64] = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-len(self.numbers) // self._batch_size)
+        return len(self._starts())
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches `[batch_size, T]`, T as long as the longest row needs.
@@ -316,18 +280,44 @@ class EvalBatches:
         Raises:
             PippinError: P204 for an id out of range.
         """
-        for start in range(0, len(self.numbers), self._batch_size):
-            numbers = self.numbers[start : start + self._batch_size]
-            missing = self._batch_size - len(numbers)
-            padded = np.concatenate([numbers, np.repeat(numbers[-1:], missing)])
-            batch = read_windows(
-                self._stream,
-                self._windows,
-                padded,
-                np.zeros_like(padded),
+        for start, stop in self._starts():
+            # The last row again and again where the batch is not full.
+            rows = np.minimum(np.arange(start, start + self._batch_size), stop - 1)
+            numbers = self.numbers[rows]
+            batch = read_rows(
+                self._parts,
+                PlannedRows(self._part[rows], numbers, np.zeros_like(numbers)),
                 row0=0,
                 vocab_size=self._vocab_size,
                 trim=True,
             )
-            batch.weights[len(numbers) :] = 0.0
+            batch.weights[stop - start :] = 0.0
             yield batch
+
+    def _starts(self) -> list[tuple[int, int]]:
+        """First row and last row + 1 of each batch; no batch joins two splits."""
+        ends = np.cumsum(np.bincount(self._part)).tolist()
+        firsts = [0, *ends[:-1]]
+        size = self._batch_size
+        return [(i, min(i + size, b)) for a, b in zip(firsts, ends) for i in range(a, b, size)]
+
+
+def _spread(parts: TrainParts, part: int, max_tokens: int) -> NDArray[np.int64]:
+    """Windows evenly spread over a part, that hold about `max_tokens` targets of weight above 0."""
+    stream, windows = parts.streams[part], parts.windows[part]
+    total = windows.num_windows
+    targets = windows.targets_per_epoch * stream.trained_tokens // max(1, stream.num_tokens)
+    count = min(total, max(1, max_tokens * total // max(1, targets)))
+    # The middles of `count` equal parts.
+    numbers = (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+    if windows.lengths is not None:  # rows of a batch alike, so that little is padding
+        numbers = numbers[np.argsort(windows.lengths[numbers], kind="stable")]
+    return numbers
+
+
+def _as_parts(stream: TokenStream | TrainParts, windows: Windows | None) -> TrainParts:
+    if isinstance(stream, TrainParts):
+        return stream
+    if windows is None:
+        raise ValueError("a stream needs its windows")
+    return TrainParts((stream,), (windows,), (1.0,))

@@ -3,15 +3,27 @@
 Row number r of a run, counted from its start over all steps, reads window `permute(r mod n)` of
 epoch `r // n`. Each epoch visits every window once, in its own order. The order depends on the seed
 and on n alone: not on micro-batches, the number of processes, or restarts.
+
+A run on several texts is a mixture: each row of the run is a row of one of them, and that text is read
+in its own order as if it were alone.
 """
+
+from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 UInt64 = NDArray[np.uint64]
+Int64 = NDArray[np.int64]
+
+MIXTURE_BLOCK = 1024
+"""Rows in which every text of a mixture has its share, to a row."""
 
 _ROUNDS = 8
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Another permutation for each use of a run's one seed.
+_MIXTURE_SALT = 0x6D697874757265
 
 
 def mix64(x: UInt64) -> UInt64:
@@ -79,12 +91,80 @@ class WindowOrder:
         self.num_windows = num_windows
         self.seed = seed
 
-    def windows(self, first_row: int, count: int) -> NDArray[np.int64]:
+    def windows(self, first_row: int, count: int) -> Int64:
         """Windows of `count` rows from the row `first_row` of the run on, int64 `[count]`."""
-        rows = np.arange(first_row, first_row + count, dtype=np.uint64)
-        n = np.uint64(self.num_windows)
-        return permute(rows % n, self.num_windows, self.seed, rows // n).astype(np.int64)
+        return self.at(np.arange(first_row, first_row + count, dtype=np.int64))[0]
 
-    def epochs(self, first_row: int, count: int) -> NDArray[np.int64]:
-        """Epochs of `count` rows from the row `first_row` of the run on, int64 `[count]`."""
-        return np.arange(first_row, first_row + count, dtype=np.int64) // self.num_windows
+    def at(self, rows: Int64) -> tuple[Int64, Int64]:
+        """Window and epoch of each row of the run, int64 `[k]` each."""
+        n = np.uint64(self.num_windows)
+        index, epoch = np.divmod(rows.astype(np.uint64), n)[::-1]
+        windows = permute(index, self.num_windows, self.seed, epoch)
+        return windows.astype(np.int64), epoch.astype(np.int64)
+
+
+class MixtureOrder:
+    """Which text each row of a run on several texts is of, and which of the text's own rows.
+
+    A block of `MIXTURE_BLOCK` rows has each text's share of them, rounded so that what was rounded off
+    is made up for in a later block: the rows of a text in the first b blocks are its share of all
+    of them, to about a row, for any b. Within a block the texts are shuffled. Everything is a formula
+    of the row's number, so nothing is counted from the start of the run.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        """Mix texts.
+
+        Args:
+            weights: Each above 0; only their ratios matter.
+            seed: Of the order within the blocks.
+
+        Raises:
+            ValueError: For no weights, or one that is not above 0 and finite.
+        """
+        if not weights or not all(0 < w < float("inf") for w in weights):
+            raise ValueError(f"weights={weights} must each be above 0")
+        self.seed = seed ^ _MIXTURE_SALT
+        # Share of each text in what the texts before it leave: exact, since floats are fractions.
+        exact = [Fraction(w) for w in weights]
+        self._shares = [w / sum(exact[i:]) for i, w in enumerate(exact)]
+
+    def rows_before(self, block: int) -> tuple[int, ...]:
+        """Rows of each text before a block; together `block * MIXTURE_BLOCK`.
+
+        Each text takes its share, rounded, of what those before it leave: so no number ever falls as
+        `block` grows, and they always add up, which rounding each on its own would not give.
+        """
+        rest, counts = block * MIXTURE_BLOCK, []
+        for share in self._shares:
+            n, d = share.numerator, share.denominator
+            counts.append((2 * rest * n + d) // (2 * d))
+            rest -= counts[-1]
+        return tuple(counts)
+
+    def rows(self, first_row: int, count: int) -> tuple[Int64, Int64]:
+        """Texts of `count` rows from the row `first_row` of the run on, and the texts' own rows.
+
+        Returns:
+            int64 `[count]` each: index of the text, and the number of the row among all of that text.
+        """
+        size = MIXTURE_BLOCK
+        if len(self._shares) == 1:
+            return np.zeros(count, np.int64), np.arange(first_row, first_row + count)
+        first, last = first_row // size, -(-(first_row + count) // size)
+        before = np.array(
+            [self.rows_before(b) for b in range(first, last + 1)], np.int64
+        )  # [b+1, K]
+        ends = np.cumsum(np.diff(before, axis=0), axis=1)  # [b, K]
+        place = np.tile(np.arange(size, dtype=np.uint64), last - first)
+        blocks = np.repeat(np.arange(first, last, dtype=np.uint64), size)
+        place = permute(place, size, self.seed, blocks).reshape(-1, size).astype(np.int64)
+        text = np.zeros(place.shape, np.int64)
+        for k in range(len(self._shares) - 1):
+            text += place >= ends[:, k, None]
+        own = np.zeros(place.shape, np.int64)
+        for k in range(len(self._shares)):
+            here = text == k
+            own[here] = (np.cumsum(here, axis=1) - 1 + before[:-1, k, None])[here]
+        skip = first_row - first * size
+        return text.reshape(-1)[skip : skip + count], own.reshape(-1)[skip : skip + count]

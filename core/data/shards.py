@@ -10,22 +10,42 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.data.split import Split
+from core.data.stream import TokenStream
 from core.errors import PippinError
 from core.paths import is_safe_name
 
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "VERIFIED",
+    "VERSION",
+    "Content",
+    "FileInfo",
+    "Manifest",
+    "SourceInfo",
+    "SplitInfo",
+    "TokenStream",
+    "TokenizerInfo",
+    "check_tokenizer",
+    "document_offsets",
+    "is_current",
+    "load_manifest",
+    "open_shards",
+]
+
 FORMAT: Literal["pippin-shards"] = "pippin-shards"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 VERIFIED = ".verified.json"
 
-Int32 = NDArray[np.int32]
+Content = Literal["text", "chat", "preference"]
 
 
 class _Record(BaseModel):
@@ -33,7 +53,7 @@ class _Record(BaseModel):
 
 
 class FileInfo(_Record):
-    """One file: `items` are tokens, or offsets."""
+    """One file: `items` are tokens, weights or offsets."""
 
     name: str
     items: int = Field(ge=0)
@@ -42,11 +62,25 @@ class FileInfo(_Record):
 
 
 class SplitInfo(_Record):
-    """One split. `entropy_bits` bounds the information of its text where it was generated."""
+    """One split.
+
+    Attributes:
+        files: Token ids, in order.
+        weights: The weight of each token as a target, a file for each file of ids; none where every
+            weight is 1.
+        offsets: Where documents begin.
+        tokens: Tokens in all files.
+        trained_tokens: Those with a weight above 0.
+        documents: Documents; of preferences two a pair, the chosen one first.
+        text_bytes: Bytes of their text.
+        entropy_bits: Upper bound of the information of the text where it was generated.
+    """
 
     files: tuple[FileInfo, ...]
+    weights: tuple[FileInfo, ...] = ()
     offsets: FileInfo
     tokens: int = Field(ge=0)
+    trained_tokens: int = Field(ge=0)
     documents: int = Field(ge=0)
     text_bytes: int = Field(ge=0)
     entropy_bits: float | None
@@ -83,10 +117,14 @@ class SourceInfo(_Record):
 
 
 class Manifest(_Record):
-    """What a folder of shards holds. `digest` is the sha256 of all the rest."""
+    """What a folder of shards holds. `digest` is the sha256 of all the rest.
+
+    `content` says what a document is: text, a chat, or one side of a preference.
+    """
 
     format: Literal["pippin-shards"]
     version: int
+    content: Content = "text"
     dtype: Literal["uint16", "uint32"]
     tokenizer: TokenizerInfo
     source: SourceInfo
@@ -111,8 +149,11 @@ class Manifest(_Record):
         deleted and made again from the same text are the same data.
         """
         hashes = [self.tokenizer.fingerprint]
+        if self.content != "text":  # the identity of text stays what it was in version 1
+            hashes.append(self.content)
         for name, info in sorted(self.splits.items()):
-            hashes += [name, *(file.sha256 for file in info.files), info.offsets.sha256]
+            files = (*info.files, *info.weights, info.offsets)
+            hashes += [name, *(file.sha256 for file in files)]
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     @property
@@ -126,85 +167,18 @@ class Manifest(_Record):
         return sum(info.text_bytes for info in self.splits.values())
 
 
-class TokenStream:
-    """The tokens of one split as one sequence, read from memory maps when asked for.
-
-    Attributes:
-        num_tokens: Tokens in the stream, the `</s>` after each document included.
-        offsets: int64 `[documents + 1]`, where documents begin; the last is `num_tokens`.
-        text_bytes: Bytes of text that they stand for.
-        vocab_size: The tokenizer's; every id is below it.
-        entropy_bits_per_byte: The least that any model can reach, about; None where not known.
-    """
-
-    def __init__(
-        self,
-        parts: Sequence[NDArray[np.integer]],
-        *,
-        vocab_size: int,
-        text_bytes: int,
-        entropy_bits_per_byte: float | None = None,
-        offsets: NDArray[np.int64] | None = None,
-    ) -> None:
-        """Join arrays of ids, each `[n]`; without offsets they are one document."""
-        # Plain views: each slice of a np.memmap costs microseconds of bookkeeping.
-        self._parts = tuple(np.asarray(part) for part in parts)
-        self._starts = np.cumsum([0] + [len(part) for part in self._parts])
-        self.num_tokens = int(self._starts[-1])
-        whole = np.array([0, self.num_tokens], dtype=np.int64)
-        self.offsets = whole if offsets is None else offsets
-        self.vocab_size = vocab_size
-        self.text_bytes = text_bytes
-        self.entropy_bits_per_byte = entropy_bits_per_byte
-
-    def gather(self, positions: NDArray[np.int64]) -> Int32:
-        """Tokens at positions of any shape, int32 of that shape.
-
-        Raises:
-            IndexError: Where a position leaves the stream.
-        """
-        if positions.size and not 0 <= positions.min() <= positions.max() < self.num_tokens:
-            raise IndexError(f"positions leave the {self.num_tokens} tokens of the stream")
-        if len(self._parts) == 1:
-            return self._parts[0][positions].astype(np.int32)
-        out = np.empty(positions.shape, dtype=np.int32)
-        part = np.searchsorted(self._starts, positions, side="right") - 1
-        for i in np.unique(part).tolist():
-            here = part == i
-            out[here] = self._parts[i][positions[here] - self._starts[i]]
-        return out
-
-    def tokens(self, start: int, stop: int) -> Int32:
-        """Tokens start <= i < stop, int32 `[stop - start]`.
-
-        Raises:
-            IndexError: Where the range leaves the stream.
-        """
-        if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(f"tokens {start}..{stop} of {self.num_tokens}")
-        out = np.empty(stop - start, dtype=np.int32)
-        part = int(np.searchsorted(self._starts, start, side="right")) - 1
-        at = start
-        while at < stop:
-            first = int(self._starts[part])
-            end = min(stop, first + len(self._parts[part]))
-            out[at - start : end - start] = self._parts[part][at - first : end - first]
-            at, part = end, part + 1
-        return out
-
-
 def load_manifest(folder: Path) -> Manifest:
     """Read and check a manifest.
 
     Raises:
-        PippinError: P203 where it is missing, broken, changed, or of a newer version.
+        PippinError: P203 where it is missing, broken, changed, or of another version.
     """
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
-        newer = json.loads(text).get("version", 0) > VERSION
-        if newer:
-            raise _damaged(folder, "it was written by a newer version of Pippin")
+        version = json.loads(text).get("version", 0)
+        if version != VERSION:
+            raise _other_version(folder, version)
         manifest = Manifest.model_validate_json(text)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise _damaged(folder, f"{MANIFEST} cannot be read: {_first_line(error)}") from error
@@ -214,6 +188,28 @@ def load_manifest(folder: Path) -> Manifest:
         if not is_safe_name(name):
             raise _damaged(folder, f"{MANIFEST} names the file {name!r}")
     return manifest
+
+
+def is_current(path: Path) -> bool:
+    """Whether a folder's manifest is of this version; only format and version are looked at.
+
+    A manifest that is no JSON is not of another version but damaged: it counts as current, so that
+    `load_manifest` tells of it.
+
+    Args:
+        path: The folder, or its manifest.
+    """
+    try:
+        text = (path if path.name == MANIFEST else path / MANIFEST).read_bytes()
+    except OSError:
+        return False
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return True
+    if not isinstance(data, dict):
+        return True
+    return data.get("format") == FORMAT and data.get("version") == VERSION
 
 
 def open_shards(
@@ -247,13 +243,14 @@ def open_shards(
     info = manifest.splits.get(split)
     if info is None:
         raise _damaged(folder, f"there is no split {split!r}")
-    _check_files(folder, (*info.files, info.offsets), verify=verify)
+    if info.weights and [f.items for f in info.weights] != [f.items for f in info.files]:
+        raise _damaged(folder, f"the weights of {split!r} are not as many as its tokens")
+    _check_files(folder, (*info.files, *info.weights, info.offsets), verify=verify)
     dtype = np.dtype(manifest.dtype).newbyteorder("<")
-    parts = [
-        np.memmap(folder / f.name, dtype=dtype, mode="r", shape=(f.items,)) for f in info.files
-    ]
     return TokenStream(
-        parts,
+        [_mapped(folder, file, dtype) for file in info.files],
+        weights=[_mapped(folder, file, np.dtype(np.uint8)) for file in info.weights],
+        trained_tokens=info.trained_tokens,
         vocab_size=manifest.tokenizer.vocab_size,
         text_bytes=info.text_bytes,
         entropy_bits_per_byte=info.entropy_bits_per_byte,
@@ -266,6 +263,10 @@ def document_offsets(folder: Path, split: Split) -> NDArray[np.int64]:
     info = load_manifest(folder).splits[split].offsets
     _check_files(folder, (info,), verify=True)
     return _read_offsets(folder, info)
+
+
+def _mapped(folder: Path, info: FileInfo, dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.memmap(folder / info.name, dtype=dtype, mode="r", shape=(info.items,))
 
 
 def _read_offsets(folder: Path, info: FileInfo) -> NDArray[np.int64]:
@@ -340,7 +341,7 @@ def _write_verified(folder: Path, verified: dict[str, list[object]]) -> None:
 
 def _files(manifest: Manifest) -> list[FileInfo]:
     splits = manifest.splits.values()
-    return [info for split in splits for info in (*split.files, split.offsets)]
+    return [f for split in splits for f in (*split.files, *split.weights, split.offsets)]
 
 
 def _first_line(error: Exception) -> str:
@@ -349,10 +350,21 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def _other_version(folder: Path, found: object) -> PippinError:
+    newer = isinstance(found, int) and found > VERSION
+    return PippinError(
+        "P203",
+        f"the shards in {folder} cannot be read",
+        found=f"it was written by {'a newer' if newer else 'an older'} version of Pippin: "
+        f"shards of version {found}, needed {VERSION}",
+        remedy=f"rm -r '{folder}'   (then make it again)",
+    )
+
+
 def _damaged(folder: Path, found: str) -> PippinError:
     return PippinError(
         "P203",
         f"the shards in {folder} are damaged",
         found=found,
-        remedy=f"rm -r '{folder}'   (it is made again from the text)",
+        remedy=f"rm -r '{folder}'   (then make it again)",
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from core.config.schema import RunConfig
 from core.data.order import mix64
 from core.data.packing import Pieces, document_pieces, packed_pieces
-from core.data.shards import TokenStream
+from core.data.stream import TokenStream
 from core.errors import PippinError
 
 __all__ = ["SAMPLINGS", "Rows", "Windows", "cut", "make_windows"]

@@ -11,7 +11,6 @@ from core.backend import Backend, Batch
 from core.checkpoint import Meta, initial_checkpoint
 from core.config.schema import RunConfig
 from core.data.loader import EvalBatches, open_train_loader
-from core.data.windows import cut
 from core.errors import EXIT_SIGINT, EXIT_SIGTERM, PippinError
 from core.params import ParamSpec
 from core.training import preflight, resume, summary
@@ -68,10 +67,9 @@ def execute(job: Job, folder: RunFolder, backends: Backends, console: Console) -
     config = job.config
     backend = backends.load(config.train.backend)(config, job.specs, mode="train")
     try:
-        stream = job.prepared.open("val")
+        data = config.data
         eval_batches = EvalBatches(
-            stream,
-            cut(stream, config),
+            job.prepared.parts("val", data.sampling, data.seq_len, config.train.seed),
             batch_size=config.train.micro_batch_size,
             max_tokens=config.train.eval_tokens,
             vocab_size=config.model.vocab_size,
@@ -165,11 +163,12 @@ def _train(
     state: Progressed,
     console: Console,
 ) -> int:
-    config, prepared = job.config, job.prepared
+    config, prepared, data = job.config, job.prepared, job.config.data
+    parts = prepared.parts("train", data.sampling, data.seq_len, config.train.seed)
     log = RunLog(folder.logs, tensorboard=open_tensorboard(folder.logs))
     with (
         StopSignals() as signals,
-        open_train_loader(prepared.open("train"), config, start_step=state.step + 1) as batches,
+        open_train_loader(parts, config, start_step=state.step + 1) as batches,
     ):
         sampler = Sampler(backend, prepared, config, console, folder.path)
         run = Run(

@@ -27,6 +27,7 @@ from core.training.textdata import TextData
 FIXED = (
     "data.seq_len",
     "data.sampling",
+    "data.mixture",
     "data.val_fraction",
     "data.test_fraction",
     "data.tokenizer",

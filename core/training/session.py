@@ -13,8 +13,8 @@ from core.checkpoint import initial_checkpoint
 from core.config.draft import AUTO, Draft, Source
 from core.config.load import build, from_resolved, load, nested
 from core.config.schema import RunConfig, key_names
+from core.data.mixture import Mixture, open_mixture, parse_mixture
 from core.data.prepare import prepare
-from core.data.windows import make_windows
 from core.errors import PippinError
 from core.machine import detect
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early
@@ -57,8 +57,9 @@ class Session:
             draft.set("train.total_steps", self.options.max_steps, Source("flag", "--max-steps"))
         if self.options.manual_config:
             self._require_complete(draft)
+        mixture = self._mixture(draft)
         resolve_early(draft, device)
-        prepared = self._prepare(draft, start)
+        prepared = self._prepare(draft, start, mixture)
         speed, fill = self._resolve(draft, prepared, device)
         folder = self._folder(draft, start)
         config = build(draft)
@@ -149,7 +150,30 @@ class Session:
                 kept="nothing was started.",
             )
 
-    def _prepare(self, draft: Draft, start: resume.ResumePoint | None) -> TextData:
+    def _mixture(self, draft: Draft) -> Mixture | None:
+        """The folders of `data.mixture`; the one with the most validation stands for all of them."""
+        value = draft.values["data.mixture"]
+        if value is None:
+            return None
+        mixture = open_mixture(parse_mixture(value), Path(draft.values["data.shards_dir"]))
+        main = str(mixture.main)
+        given = draft.values["data.input_file"]
+        if given is not None and Path(given).resolve() != mixture.main.resolve():
+            raise PippinError(
+                "P010",
+                "data.input_file and data.mixture cannot both be given",
+                found=f"data.input_file: {given}\ndata.mixture: {', '.join(value)}",
+                remedy="leave out data.input_file",
+                kept="nothing was started.",
+            )
+        draft.set("data.input_file", main, Source("auto", reason="of data.mixture"))
+        for folder, share in zip(mixture.folders, mixture.weights):
+            self.console.fact("mixture", f"{share:.1%} {folder}")
+        return mixture
+
+    def _prepare(
+        self, draft: Draft, start: resume.ResumePoint | None, mixture: Mixture | None
+    ) -> TextData:
         values = draft.values
         with self.console.phase("data", "preparing the text"):
             prepared = prepare(
@@ -170,7 +194,7 @@ class Session:
         for note in prepared.notes:
             self.console.warn(note)
         draft.resolve("data.tokenizer", prepared.tokenizer.kind, prepared.tokenizer_reason)
-        return text_data(prepared, values["data.input_file"])
+        return text_data(prepared, values["data.input_file"], mixture)
 
     def _tokenizer_source(self, draft: Draft, start: resume.ResumePoint | None) -> str:
         """The run's own tokenizer on resume, so that shards can be built again exactly."""
@@ -183,16 +207,14 @@ class Session:
     ) -> tuple[float | None, float]:
         """Resolve what is left; returns tokens/s where measured, and the share that is no padding."""
         values = draft.values
-        windows = make_windows(
-            prepared.open("train"), values["data.sampling"], int(values["data.seq_len"]), 0
-        )
+        parts = prepared.parts("train", values["data.sampling"], int(values["data.seq_len"]), 0)
         facts = DataFacts(
             vocab_size=prepared.tokenizer.vocab_size,
             train_tokens=prepared.train_tokens,
             name=prepared.name,
             is_stories=draft.values["data.input_file"] is None,
-            fill=windows.targets_per_epoch / (windows.num_windows * windows.seq_len),
-            work=windows.positions_per_epoch / (windows.num_windows * windows.seq_len),
+            fill=parts.fill,
+            work=parts.work,
         )
 
         def measure(config: RunConfig) -> float:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from core.data import shards
 from core.data.prepare import Prepared, prepare
-from core.data.shard_writer import SplitWriter
+from core.data.shard_builder import SplitBuilder
 from core.data.shards import TokenStream, document_offsets, load_manifest, open_shards
 from core.errors import PippinError
 
@@ -56,9 +56,9 @@ def test_writer_keeps_every_token(
     folder = tmp_path_factory.mktemp("writer")
     draw = np.random.default_rng(seed)
     documents = [draw.integers(0, 65_536, n).astype(np.uint32) for n in lengths]
-    writer = SplitWriter(folder, "train", "uint16", shard_tokens=shard_tokens)
+    writer = SplitBuilder(folder, "train", "uint16", shard_tokens=shard_tokens)
     for ids in documents:
-        writer.add(ids, 3, 0.5)
+        writer.add(ids, np.array([len(ids)]), text_bytes=3, entropy_bits=0.5)
     info = writer.finish()
     assert (info.tokens, info.documents) == (sum(lengths), len(lengths))
     assert (info.text_bytes, info.entropy_bits) == (3 * len(lengths), 0.5 * len(lengths))
@@ -70,13 +70,17 @@ def test_writer_keeps_every_token(
     assert writer.max_id == max(int(ids.max()) for ids in documents)
 
 
+def add_one(writer: SplitBuilder, token: int) -> None:
+    writer.add(np.array([token], np.uint32), np.array([1]), text_bytes=1, entropy_bits=None)
+
+
 def test_writer_refuses_an_id_that_would_wrap(tmp_path: Path) -> None:
-    writer = SplitWriter(tmp_path, "train", "uint16")
+    writer = SplitBuilder(tmp_path, "train", "uint16")
     with pytest.raises(PippinError) as error:
-        writer.add(np.array([70_000], np.uint32), 1, None)
+        add_one(writer, 70_000)
     assert error.value.code == "P204"
-    writer = SplitWriter(tmp_path, "val", "uint32")
-    writer.add(np.array([70_000], np.uint32), 1, None)
+    writer = SplitBuilder(tmp_path, "val", "uint32")
+    add_one(writer, 70_000)
     assert np.fromfile(tmp_path / writer.finish().files[0].name, "<u4").tolist() == [70_000]
 
 
@@ -90,8 +94,36 @@ def test_stream_reads_any_range(data: st.DataObject, cuts: list[int]) -> None:
     found = stream.tokens(start, stop)
     assert found.dtype == np.int32 and found.tolist() == ids[start:stop].tolist()
     places = np.array(data.draw(st.lists(st.integers(0, 49), max_size=12)), np.int64)
-    gathered = stream.gather(places.reshape(-1, 2) if len(places) % 2 == 0 else places)
-    assert gathered.dtype == np.int32 and gathered.ravel().tolist() == ids[places].tolist()
+    for shape in ((-1,), (-1, 1), (-1, 2)) if len(places) % 2 == 0 else ((-1,), (-1, 1)):
+        gathered = stream.gather(places.reshape(shape))
+        assert gathered.dtype == np.int32 and gathered.shape == places.reshape(shape).shape
+        assert gathered.ravel().tolist() == ids[places].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 2000), max_size=6),
+    starts=st.lists(st.integers(0, 1700), min_size=1, max_size=5),
+    padding=st.integers(0, 60),
+    fill=st.sampled_from([0, 1, 700, 1999]),
+)
+def test_stream_gathers_runs_across_files(
+    cuts: list[int], starts: list[int], padding: int, fill: int
+) -> None:
+    ids = (np.arange(2000) * 37 % 2003).astype("<u2")
+    weights = (np.arange(2000) % 5).astype(np.uint8)
+    stream = TokenStream(
+        np.split(ids, sorted(cuts)),
+        weights=np.split(weights, sorted(cuts)),
+        vocab_size=2003,
+        text_bytes=1,
+    )
+    places = np.array(starts)[:, None] + np.arange(300)
+    places[:, 300 - padding :] = fill
+    places = np.append(places, np.arange(300)[None], axis=0)  # padding, then the first document
+    assert np.array_equal(stream.gather(places), ids[places])
+    assert np.array_equal(stream.gather_weights(places), weights[places])
+    assert stream.trained_tokens == 1600
 
 
 def test_stream_refuses_ranges_outside() -> None:
@@ -163,7 +195,7 @@ def test_every_change_of_the_manifest_is_found(folder: Path) -> None:
         {**data, "tokenizer": {**data["tokenizer"], "vocab_size": 10**6}},
         {**data, "splits": {**data["splits"], "train": data["splits"]["val"]}},
         {**data, "digest": "0" * 64},
-        {**data, "version": 2},
+        {**data, "version": 3},
         {**data, "new": 1},
         {k: v for k, v in data.items() if k != "splits"},
         [],

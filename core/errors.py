@@ -5,7 +5,8 @@ and where, what was found and needed, what is available, one command that mends 
 kept. `CODES` lists every code with its long explanation; `pippin explain P301` prints it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 EXIT_FAULT = 1
 EXIT_USER = 2
@@ -47,6 +48,11 @@ class PippinError(Exception):
         self.remedy = remedy
         self.kept = kept
         self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Survive a pipe between processes."""
+        keys = ("found", "choices", "remedy", "kept", "exit_code")
+        return _rebuild, (self.code, self.what, {key: getattr(self, key) for key in keys})
 
     def render(self) -> str:
         """The message as printed on stderr, without a traceback."""
@@ -202,3 +208,7 @@ CODES: dict[str, tuple[str, str]] = {
 def all_problems(code: str, problems: Sequence[str], *, what: str, remedy: str = "") -> PippinError:
     """One error that lists several problems, each on its own line."""
     return PippinError(code, what, found="\n".join(problems), remedy=remedy)
+
+
+def _rebuild(code: str, what: str, rest: Mapping[str, Any]) -> PippinError:
+    return PippinError(code, what, **rest)

@@ -4,10 +4,12 @@
     python tools/benchmark.py save --format npz --params 137M
     python tools/benchmark.py save --backend cpu
     python tools/benchmark.py load --format pt
+    python tools/benchmark.py data --megabytes 200 --input big.txt
 
 `train` trains on random tokens as the loop does; waiting for data and logging may each take 1 % of
 the time. `save` may take 2 s of processor time a GB and twice the time of plainly writing and
-flushing the same bytes. Exit code 1 where something demanded does not hold, 2 for a wrong command
+flushing the same bytes. `data` prepares a text with both kinds of tokenizer and reads windows of it.
+Exit code 1 where something demanded does not hold, 2 for a wrong command
 line.
 """
 
@@ -29,7 +31,7 @@ import backends
 from core.cli import Parser, guarded, make_parser
 from core.errors import PippinError
 from core.params import num_parameters, param_specs
-from tools.benchmarks import saving, training
+from tools.benchmarks import data, saving, training
 from tools.benchmarks.report import GB, Measured, as_object, show
 
 EXIT_MISSED = 1
@@ -48,7 +50,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         PippinError: P012 for a wrong command line.
     """
     parser = make_parser("tools/benchmark.py", __doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|save|load")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|save|load|data")
     train = commands.add_parser("train", allow_abbrev=False, help="speed, data, logging, memory")
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="set any key")
     train.add_argument("--backend", required=True, choices=tuple(backends.MODULES))
@@ -64,6 +66,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         sub.add_argument("--params", default="137M", metavar="N", help="parameters (137M)")
         sub.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs (5)")
         sub.add_argument("--folder", type=Path, default=Path(), help="disk to write to (.)")
+    data = commands.add_parser("data", allow_abbrev=False, help="preparing and loading data")
+    data.add_argument("--input", type=Path, metavar="FILE", help="a text file (stories)")
+    data.add_argument("--megabytes", type=int, default=200, metavar="N", help="of it (200)")
+    data.add_argument("--vocab-size", type=int, default=32_000, metavar="N", help="(32000)")
+    data.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -78,6 +85,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_range(parser: Parser, args: argparse.Namespace) -> None:
+    if args.command == "data":
+        return
     # Fewer steps would have no row to time.
     steps = ("steps", training.LOG_EVERY, MAX_STEPS)
     name, least, most = steps if args.command == "train" else ("repeats", 1, MAX_REPEATS)
@@ -113,6 +122,20 @@ def run_train(args: argparse.Namespace, console: Console) -> list[Measured]:
             f"{t.micro_batch_size} rows of {config.data.seq_len} tokens, {args.steps} steps",
             highlight=False,
         )
+    return rows
+
+
+def run_data(args: argparse.Namespace, console: Console) -> list[Measured]:
+    """Measure preparing and loading data."""
+    with console.status(f"preparing {args.megabytes} MB twice"):
+        rows, facts = data.measure(
+            args.input,
+            megabytes=args.megabytes,
+            vocab_size=args.vocab_size,
+            workers=args.workers,
+        )
+    title = f"data: {facts['text_mb']:.0f} MB, vocabulary of {facts['vocab_size']:,}"
+    _report(args, console, title, rows, facts)
     return rows
 
 
@@ -159,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         args = parse_args(given)
         console = Console(stderr=args.json)
-        rows = (run_train if args.command == "train" else run_checkpoint)(args, console)
+        runs = {"train": run_train, "data": run_data}
+        rows = runs.get(args.command, run_checkpoint)(args, console)
         return 0 if all(row.ok for row in rows) else EXIT_MISSED
 
     return guarded(run, debug="--debug" in given)

@@ -1,49 +1,40 @@
 """From text to shards in one go: find the text, make the tokenizer, split, encode, publish.
 
 The result is a folder below `shards_dir` that is reused as long as the text, the tokenizer and the
-split are the same. Two processes that prepare the same text at once each write a folder of their
-own; the second one to finish finds the first one's and uses it.
+split are the same; its name says the text, its key is the content. An interrupted preparation goes
+on where it was (`core.data.building`).
 """
 
-import errno
 import hashlib
 import itertools
 import json
 import math
 import os
 import re
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from core.data.building import BuildOptions, build, publish, work_folder
 from core.data.request import TokenizerRequest, resolve_tokenizer
-from core.data.scan import Item, Scan, scan_source, split_items
-from core.data.shard_writer import SplitWriter, not_writable, write_durably
+from core.data.scan import STREAMED, Scan, scan_source, split_items
 from core.data.shards import (
-    FORMAT,
     MANIFEST,
     VERSION,
     Manifest,
     SourceInfo,
-    SplitInfo,
-    TokenizerInfo,
     check_tokenizer,
     document_offsets,
+    is_current,
     load_manifest,
     open_shards,
 )
-from core.data.sources import FileSource, Source, StorySource, open_source
-from core.data.split import (
-    SPLITS,
-    document_key,
-)
-from core.data.tokenizer import Tokenizer, cut_text, load_tokenizer
+from core.data.sources import Source, StorySource, open_source
+from core.data.split import SPLITS, document_key
+from core.data.tokenizer import KINDS, Tokenizer, cut_text, load_tokenizer
 from core.data.tokenizer_training import train_tokenizer
 from core.errors import PippinError
 
@@ -53,9 +44,9 @@ Report = Callable[[str, str, str, float], None]
 # A bpe tokenizer of 32,768 pieces is not better for more text than this.
 _TOKENIZER_SAMPLE_BYTES = 20_000_000
 _SAMPLE_BLOCK_CHARS = 20_000
-_ENCODE_CHARS = 1 << 20
-_STALE_S = 24 * 3600
 _NUM_PROMPTS, _PROMPT_TOKENS = 3, 64
+# Starting processes costs a second, which less text than this does not take.
+_PARALLEL_BYTES = 30_000_000
 
 
 @dataclass(frozen=True)
@@ -121,13 +112,13 @@ def prepare(
     """Make or find the shards of a text.
 
     Args:
-        input_file: A text file, a .jsonl or a folder; None is the story corpus.
+        input_file: A file, folder, glob, `hf:NAME` or folder of shards; None is the story corpus.
         shards_dir: Folder in which a folder of shards is made.
         seq_len: T; train and val must each hold one window.
         seed: Of the split, and of the stories.
         text_field: Field of a .jsonl record.
-        tokenizer: "auto", "bpe", "char", "byte", or the path of a tokenizer or of a run folder.
-        vocab_size: Pieces of a bpe tokenizer; None chooses by the amount of text.
+        tokenizer: "auto", "bpe", "unigram", "char", "byte", or the path of a tokenizer or of a run folder.
+        vocab_size: Pieces of a bpe or unigram tokenizer; None chooses by the amount of text.
         val_fraction: Share of the text for validation.
         test_fraction: Share of the text for the test.
         corpus_bytes: Size of the story corpus.
@@ -138,13 +129,45 @@ def prepare(
             shards, P301 for a tokenizer that cannot be used, P010 for settings that contradict.
     """
     started = time.monotonic()
+    ready = ready_folder(input_file)
+    if ready is not None:
+        return _open_ready(ready, tokenizer, seq_len, report)
     source: Source = (
         StorySource(corpus_bytes, seed, val_fraction, test_fraction)
         if input_file is None
         else open_source(input_file, text_field)
     )
     request = resolve_tokenizer(source, tokenizer, vocab_size)
-    wanted = SourceInfo(
+    wanted = wanted_source(
+        source, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction
+    )
+    folder = _find(shards_dir, wanted, request, report)
+    reused = folder is not None
+    if folder is None:
+        target = shards_dir / _folder_name(wanted, request)
+        folder = make_shards(source, wanted, request, target, report=report)
+    manifest = load_manifest(folder)
+    made = load_tokenizer(folder / manifest.tokenizer.file)
+    check_tokenizer(manifest, folder, made.fingerprint)
+    if reused:
+        report("shards", amounts(manifest), "reused", _since(started))
+    check_lengths(manifest, seq_len)
+    return Prepared(
+        folder=folder,
+        manifest=manifest,
+        tokenizer=made,
+        tokenizer_reason=request.reason,
+        name=safe_name(source.name),
+        prompts=_prompts(folder, made),
+        reused=reused,
+    )
+
+
+def wanted_source(
+    source: Source, *, seed: int, val_fraction: float, test_fraction: float
+) -> SourceInfo:
+    """The description of a source for a manifest, before anything is read."""
+    return SourceInfo(
         name=source.name,
         fingerprint=source.fingerprint,
         seed=seed,
@@ -154,24 +177,41 @@ def prepare(
         whole_documents=True,
         notes=(),
     )
-    folder = _find(shards_dir, wanted, request)
-    reused = folder is not None
-    if folder is None:
-        folder = _make(source, wanted, request, shards_dir, report)
+
+
+def ready_folder(input_file: str | Path | None) -> Path | None:
+    """The input itself, where it is a folder of shards."""
+    path = None if input_file is None else Path(input_file).expanduser()
+    return path if path is not None and (path / MANIFEST).is_file() else None
+
+
+def _open_ready(folder: Path, tokenizer: str, seq_len: int, report: Report) -> Prepared:
+    """Shards that somebody prepared, as they are; their split and tokenizer are theirs."""
+    started = time.monotonic()
     manifest = load_manifest(folder)
+    if manifest.content == "preference":
+        raise PippinError(
+            "P010",
+            f"{folder} holds pairs of chosen and rejected answers",
+            found="training on text would learn both",
+            remedy="shards of text or of chats",
+        )
     made = load_tokenizer(folder / manifest.tokenizer.file)
     check_tokenizer(manifest, folder, made.fingerprint)
-    if reused:
-        report("shards", _amounts(manifest), "reused", _since(started))
+    if tokenizer not in ("auto", made.kind):
+        kinds = tokenizer in KINDS
+        given = None if kinds else load_tokenizer(Path(tokenizer).expanduser()).fingerprint
+        check_tokenizer(manifest, folder, given or f"of kind {tokenizer}")
+    report("shards", amounts(manifest), "as prepared", _since(started))
     check_lengths(manifest, seq_len)
     return Prepared(
         folder=folder,
         manifest=manifest,
         tokenizer=made,
-        tokenizer_reason=request.reason,
-        name=_safe(source.name),
+        tokenizer_reason="the shards'",
+        name=safe_name(folder.resolve().name),
         prompts=_prompts(folder, made),
-        reused=reused,
+        reused=True,
     )
 
 
@@ -193,17 +233,24 @@ def check_lengths(manifest: Manifest, seq_len: int) -> None:
         )
 
 
-def _find(shards_dir: Path, wanted: SourceInfo, request: TokenizerRequest) -> Path | None:
-    """The folder that holds what is wanted already."""
+def _find(
+    shards_dir: Path, wanted: SourceInfo, request: TokenizerRequest, report: Report
+) -> Path | None:
+    """The folder that holds what is wanted already; says where only the text has changed."""
+    changed = False
     for path in sorted(shards_dir.glob(f"*/{MANIFEST}")):
-        if path.parent.name.startswith("."):
-            continue
         # Cheap first: a damaged folder of another text is none of this run's business.
-        if wanted.fingerprint not in path.read_text(encoding="utf-8", errors="replace"):
+        if path.parent.name.startswith(".") or not is_current(path.parent):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if wanted.fingerprint not in text:
+            changed = changed or path.parent.name.startswith(_name_and_kind(wanted, request))
             continue
         manifest = load_manifest(path.parent)
         if _same_text(manifest.source, wanted) and request.met_by(manifest.tokenizer):
             return path.parent
+    if changed:
+        report("data", f"{wanted.name} is not the text its last shards were made from", "again", 0)
     return None
 
 
@@ -214,14 +261,38 @@ def _same_text(a: SourceInfo, b: SourceInfo) -> bool:
     return decided(a) == decided(b)
 
 
-def _make(
-    source: Source, wanted: SourceInfo, request: TokenizerRequest, shards_dir: Path, report: Report
+def make_shards(
+    source: Source,
+    wanted: SourceInfo,
+    request: TokenizerRequest,
+    target: Path,
+    *,
+    options: BuildOptions | None = None,
+    replace_target: bool = False,
+    report: Report = lambda phase, facts, result, seconds: None,
 ) -> Path:
+    """Read, train the tokenizer where none is given, split, encode and publish.
+
+    Args:
+        source: The text.
+        wanted: Its description for the manifest, without the number of documents.
+        request: The tokenizer.
+        target: The folder to make; where it appears meanwhile, that one is used.
+        options: How to build; by default by the amount of text.
+        replace_target: Remove what stands at `target`.
+        report: Called when a phase is done.
+
+    Returns:
+        The folder.
+    """
     started = time.monotonic()
-    scan = scan_source(source, wanted)
-    total = int(scan.sizes.sum())
-    facts = f"{wanted.name}, {len(scan.sizes):,} documents, {total / 1e6:,.1f} MB"
-    report("data", facts, "read" if isinstance(source, FileSource) else "written", _since(started))
+    options = options or BuildOptions(workers=default_workers(source))
+    scan = STREAMED
+    if not source.streams:
+        scan = scan_source(source, wanted, characters=request.kind == "char" and not request.given)
+        facts = f"{wanted.name}, {scan.documents:,} documents, {scan.num_bytes / 1e6:,.1f} MB"
+        done = "written" if isinstance(source, StorySource) else "read"
+        report("data", facts, done, _since(started))
 
     started = time.monotonic()
     tokenizer = request.given or _train(source, wanted, request, scan)
@@ -230,38 +301,44 @@ def _make(
     report("tokenizer", facts, done, _since(started))
 
     started = time.monotonic()
-    partial = shards_dir / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise not_writable(partial, error) from error
-    _remove_stale(shards_dir)
-    try:
-        info = wanted.model_copy(
-            update={
-                "documents": len(scan.sizes),
-                "whole_documents": scan.split is not None,
-                "notes": source.notes(),
-            }
-        )
+    info = wanted.model_copy(
+        update={"documents": scan.documents or 0, "whole_documents": scan.whole_documents}
+    )
+    key = hashlib.sha256(
+        json.dumps([_key(wanted, request), tokenizer.fingerprint, _decisive(options)]).encode()
+    ).hexdigest()
+    with work_folder(target, key) as folder:
         items = split_items(source, wanted, scan)
-        manifest = _write(partial, items, tokenizer, request, info)
-        folder = _publish(partial, shards_dir / _folder_name(wanted, request))
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        manifest = build(folder, items, tokenizer, info, request.text, options, notes=source.notes)
+        if manifest.tokens == 0:
+            raise PippinError("P201", f"no text found in {wanted.name}", found="0 documents")
+        made = publish(folder, target, replace=replace_target)
     per_token = manifest.text_bytes / max(1, manifest.tokens)
-    facts = f"{_amounts(manifest)}, {per_token:.2f} bytes per token"
+    facts = f"{amounts(manifest)}, {per_token:.2f} bytes per token"
     report("shards", facts, "written", _since(started))
-    return folder
+    return made
+
+
+def default_workers(source: Source) -> int:
+    """Processes that are worth their start: one for little text."""
+    if source.num_bytes and source.num_bytes < _PARALLEL_BYTES:
+        return 1
+    return max(1, min(8, os.cpu_count() or 1))
+
+
+def _decisive(options: BuildOptions) -> list[object]:
+    """What of the options decides the files."""
+    return [options.shard_tokens, options.max_tokens, options.content]
 
 
 def _train(source: Source, wanted: SourceInfo, request: TokenizerRequest, scan: Scan) -> Tokenizer:
     """Train on text of the training split alone; a char tokenizer must know every character."""
-    if request.kind == "char":
+    if request.kind == "char" and scan.points is not None:
         return train_tokenizer("char", (chr(point) for point in np.flatnonzero(scan.points)))
     texts = (item.text for item in split_items(source, wanted, scan) if item.split == "train")
-    share = _TOKENIZER_SAMPLE_BYTES / max(1, int(scan.sizes.sum()))
-    return train_tokenizer(request.kind, _sample(texts, share, wanted.seed), request.vocab_size)
+    share = _TOKENIZER_SAMPLE_BYTES / scan.num_bytes if scan.num_bytes else 1.0
+    sample = _sample(texts, share, wanted.seed)
+    return train_tokenizer(request.kind, _first_bytes(sample), request.vocab_size)
 
 
 def _sample(texts: Iterable[str], share: float, seed: int) -> Iterator[str]:
@@ -272,83 +349,32 @@ def _sample(texts: Iterable[str], share: float, seed: int) -> Iterator[str]:
                 yield block
 
 
-def _write(
-    folder: Path,
-    items: Iterator[Item],
-    tokenizer: Tokenizer,
-    request: TokenizerRequest,
-    source: SourceInfo,
-) -> Manifest:
-    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 65_535 else "uint32"
-    writers = {split: SplitWriter(folder, split, dtype) for split in SPLITS}
-    try:
-        for batch in _batches(items):
-            for item, ids in zip(batch, tokenizer.encode_batch([item.text for item in batch])):
-                ended = np.append(ids, np.uint32(tokenizer.eos_id))
-                writers[item.split].add(ended, len(item.text.encode()), item.entropy_bits)
-        splits: dict[str, SplitInfo] = {s: writer.finish() for s, writer in writers.items()}
-    finally:
-        for writer in writers.values():
-            writer.close()
-    file = tokenizer.save(folder)
-    manifest = Manifest(
-        format=FORMAT,
-        version=VERSION,
-        dtype=dtype,
-        tokenizer=TokenizerInfo(
-            kind=tokenizer.kind,
-            file=file.name,
-            fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            requested=request.text,
-        ),
-        source=source,
-        splits=splits,
-        max_id=max(writer.max_id for writer in writers.values()),
-    )
-    write_durably(folder / MANIFEST, manifest.text().encode())
-    return manifest
-
-
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    batch: list[Item] = []
-    chars = 0
-    for item in items:
-        batch.append(item)
-        chars += len(item.text)
-        if chars >= _ENCODE_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
-def _publish(partial: Path, folder: Path) -> Path:
-    """Give the folder its name; where another process was faster, its folder is used."""
-    try:
-        partial.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise not_writable(folder, error) from error
-        load_manifest(folder)
-        return folder
-    descriptor = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return folder
+def _first_bytes(texts: Iterable[str]) -> Iterator[str]:
+    """Of a text without an end, as much as a tokenizer needs."""
+    taken = 0
+    for text in texts:
+        yield text
+        taken += len(text)
+        if taken > 2 * _TOKENIZER_SAMPLE_BYTES:
+            return
 
 
 def _folder_name(wanted: SourceInfo, request: TokenizerRequest) -> str:
     """A name for people, and a key of everything that decides the content."""
+    return f"{_name_and_kind(wanted, request)}-{_key(wanted, request)[:12]}"
+
+
+def _name_and_kind(wanted: SourceInfo, request: TokenizerRequest) -> str:
+    return f"{safe_name(wanted.name)}-{request.text.replace(' ', '')[:12]}"
+
+
+def _key(wanted: SourceInfo, request: TokenizerRequest) -> str:
     content = [VERSION, wanted.fingerprint, wanted.seed, wanted.val_fraction, wanted.test_fraction]
-    key = hashlib.sha256(json.dumps([*content, request.text]).encode()).hexdigest()
-    kind = request.text.replace(" ", "")[:12]
-    return f"{_safe(wanted.name)}-{kind}-{key[:12]}"
+    return hashlib.sha256(json.dumps([*content, request.text]).encode()).hexdigest()
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
+    """A name for a folder."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:32].strip("-_") or "text"
 
 
@@ -364,18 +390,8 @@ def _prompts(folder: Path, tokenizer: Tokenizer) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-def _remove_stale(shards_dir: Path) -> None:
-    """Remove what killed processes left behind; a live one writes at least once a day."""
-    for path in shards_dir.glob(".tmp-*"):
-        try:
-            old = time.time() - path.stat().st_mtime > _STALE_S
-        except OSError:
-            continue
-        if old:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _amounts(manifest: Manifest) -> str:
+def amounts(manifest: Manifest) -> str:
+    """Tokens of each split, in words."""
     return ", ".join(f"{manifest.splits[s].tokens:,} {s}" for s in SPLITS) + " tokens"
 
 

@@ -61,6 +61,14 @@ def assign_documents(
     return split[group]
 
 
+def split_by_key(key: int, val_fraction: float, test_fraction: float) -> int:
+    """Index into `SPLITS` of a document by its key alone; shares are met on average."""
+    place = key / 2**64
+    if place < test_fraction:
+        return 2
+    return 1 if place < test_fraction + val_fraction else 0
+
+
 def keep_apart(keys: NDArray[np.uint64], split: NDArray[np.int8]) -> NDArray[np.int8]:
     """Move what is also in the training split there, so that no text is on both sides.
 

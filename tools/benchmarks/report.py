@@ -25,6 +25,7 @@ class Measured:
         value: The figure, None where this machine cannot tell.
         unit: Its unit.
         most: The most it may be, None where nothing is demanded.
+        least: The least it may be, None where nothing is demanded.
         note: How it was measured, or what it is made of.
     """
 
@@ -33,13 +34,21 @@ class Measured:
     unit: str
     most: float | None = None
     note: str = ""
+    least: float | None = None
 
     @property
     def ok(self) -> bool:
         """Whether what is demanded holds; a figure that is missing does not pass."""
-        if self.most is None:
+        if not self.demanded:
             return True
-        return self.value is not None and self.value <= self.most
+        most = math.inf if self.most is None else self.most
+        least = -math.inf if self.least is None else self.least
+        return self.value is not None and least <= self.value <= most
+
+    @property
+    def demanded(self) -> bool:
+        """Whether anything must hold."""
+        return self.most is not None or self.least is not None
 
 
 class OtherLoad:
@@ -76,13 +85,15 @@ def show(console: Console, title: str, rows: Sequence[Measured]) -> None:
     table.add_column("quantity")
     table.add_column("measured", justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)
-    table.add_column("at most", justify="right", no_wrap=True)
+    table.add_column("wanted", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("note")
     for row in rows:
-        verdict = "" if row.most is None else "[green]PASS[/]" if row.ok else "[bold red]FAIL[/]"
-        most = "" if row.most is None else number(row.most)
-        table.add_row(row.name, number(row.value), row.unit, most, verdict, row.note)
+        verdict = "[green]PASS[/]" if row.ok else "[bold red]FAIL[/]"
+        wanted = "" if row.most is None else f"<= {number(row.most)}"
+        wanted += "" if row.least is None else f">= {number(row.least)}"
+        shown = verdict if row.demanded else ""
+        table.add_row(row.name, number(row.value), row.unit, wanted, shown, row.note)
     console.print(table)
 
 
@@ -103,6 +114,7 @@ def as_object(rows: Sequence[Measured], **facts: Any) -> dict[str, Any]:
             "value": row.value,
             "unit": row.unit,
             "most": row.most,
+            "least": row.least,
             "ok": row.ok,
             "note": row.note,
         }

@@ -1,0 +1,47 @@
+"""`prepare_data.py import PATH --tokenizer T --out FOLDER`: token files of other projects."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from core.cli import make_parser
+from core.data.foreign import import_foreign
+from core.data.foreign_formats import FORMATS
+from core.data.shard_builder import SHARD_TOKENS
+from core.data.tokenizer import load_tokenizer
+from core.errors import PippinError
+from tools.preparing.looking import show_info
+from tools.preparing.making import count
+
+
+def main(argv: list[str]) -> int:
+    """Import."""
+    parser = make_parser("tools/prepare_data.py import", "Import token files of other projects.")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a file or folder")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="PATH")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--format", choices=FORMATS, help="instead of what the files look like")
+    parser.add_argument("--eos-id", type=int, metavar="N", help="the files' end-of-document id")
+    parser.add_argument("--val-fraction", type=float, default=0.02, metavar="X", help="(0.02)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the split (1)")
+    parser.add_argument("--tokens-per-shard", type=count, default=SHARD_TOKENS, metavar="N")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(argv)
+    if args.out.exists():
+        raise PippinError("P310", f"{args.out} exists already", remedy="another --out")
+    console = Console(highlight=False)
+    manifest = import_foreign(
+        args.path,
+        tokenizer=load_tokenizer(args.tokenizer.expanduser()),
+        out=args.out,
+        format=args.format,
+        eos_id=args.eos_id,
+        val_fraction=args.val_fraction,
+        seed=args.seed,
+        shard_tokens=args.tokens_per_shard,
+        report=lambda phase, facts, result, seconds: console.print(
+            f" {phase:<10} {facts}   {result}   {seconds:.1f} s"
+        ),
+    )
+    show_info(console, args.out, manifest)
+    return 0

@@ -29,6 +29,7 @@ from core.data.shards import (
     VERSION,
     Manifest,
     SourceInfo,
+    SplitInfo,
     TokenizerInfo,
     load_manifest,
 )
@@ -105,7 +106,6 @@ def work_folder(target: Path, key: str) -> Iterator[Path]:
             if not (folder / PROGRESS).exists():  # nothing to go on from
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        shutil.rmtree(folder, ignore_errors=True)  # another process was faster
 
 
 def publish(folder: Path, target: Path, *, replace: bool = False) -> Path:
@@ -116,8 +116,7 @@ def publish(folder: Path, target: Path, *, replace: bool = False) -> Path:
         target: Its name.
         replace: Remove what stands there.
     """
-    (folder / PROGRESS).unlink(missing_ok=True)
-    (folder / ".lock").unlink(missing_ok=True)
+    sync_folder(folder)
     old = target.parent / f".tmp-old-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         if replace and target.exists():
@@ -127,15 +126,24 @@ def publish(folder: Path, target: Path, *, replace: bool = False) -> Path:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise not_writable(target, error) from error
         load_manifest(target)
+        shutil.rmtree(folder, ignore_errors=True)
         return target
     finally:
         shutil.rmtree(old, ignore_errors=True)
-    descriptor = os.open(target.parent, os.O_RDONLY)
+    # Not before: without the lock another process would begin to build in the folder.
+    for name in (PROGRESS, ".lock"):
+        (target / name).unlink(missing_ok=True)
+    sync_folder(target.parent)
+    return target
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return target
 
 
 def build(
@@ -159,7 +167,7 @@ def build(
         options: How.
         notes: What was left out of the text, asked for when all of it has been read.
     """
-    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 65_535 else "uint32"
+    dtype = ids_dtype(tokenizer.vocab_size)
     weighted = options.content != "text"
     file = tokenizer.save(folder)
     done = _read_progress(folder)
@@ -178,16 +186,39 @@ def build(
     try:
         blocks = _after(cut_blocks(items, tokenizer), int(done.get("blocks", 0)))
         _run(folder, blocks, builders, tokenizer, file, dtype, options, done)
-        splits = {split: builder.finish() for split, builder in builders.items()}
+        splits: dict[str, SplitInfo] = {
+            split: builder.finish() for split, builder in builders.items()
+        }
     finally:
         for builder in builders.values():
             builder.close()
     counted = sum(info.documents for info in splits.values())
+    source = source.model_copy(update={"documents": source.documents or counted, "notes": notes()})
+    max_id = max(builder.max_id for builder in builders.values())
+    return write_manifest(folder, tokenizer, source, splits, requested, max_id, options.content)
+
+
+def ids_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """The dtype of the ids of a vocabulary."""
+    return "uint16" if vocab_size <= 65_535 else "uint32"
+
+
+def write_manifest(
+    folder: Path,
+    tokenizer: Tokenizer,
+    source: SourceInfo,
+    splits: dict[str, SplitInfo],
+    requested: str,
+    max_id: int,
+    content: Content = "text",
+) -> Manifest:
+    """Save the tokenizer and describe the finished files of a folder."""
+    file = tokenizer.save(folder)
     manifest = Manifest(
         format=FORMAT,
         version=VERSION,
-        dtype=dtype,
-        content=options.content,
+        dtype=ids_dtype(tokenizer.vocab_size),
+        content=content,
         tokenizer=TokenizerInfo(
             kind=tokenizer.kind,
             file=file.name,
@@ -195,11 +226,9 @@ def build(
             vocab_size=tokenizer.vocab_size,
             requested=requested,
         ),
-        source=source.model_copy(
-            update={"documents": source.documents or counted, "notes": notes()}
-        ),
+        source=source,
         splits=splits,
-        max_id=max(builder.max_id for builder in builders.values()),
+        max_id=max_id,
     )
     write_durably(folder / MANIFEST, manifest.text().encode())
     return manifest

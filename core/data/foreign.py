@@ -15,21 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.data.building import ids_dtype, sync_folder, write_manifest
 from core.data.foreign_formats import Foreign, TokenArrays, read_foreign
-from core.data.shard_builder import SHARD_TOKENS, SplitBuilder, not_writable, write_durably
+from core.data.shard_builder import SHARD_TOKENS, SplitBuilder, not_writable
 from core.data.shards import (
-    FORMAT,
-    MANIFEST,
-    VERSION,
     Manifest,
     SourceInfo,
     SplitInfo,
-    TokenizerInfo,
+    file_sha256,
 )
 from core.data.split import SPLITS, Split, assign_documents
 from core.data.stream import TokenStream
@@ -228,13 +225,8 @@ def _fingerprint(foreign: Foreign, eos: int, tokenizer: Tokenizer) -> str:
     whole = hashlib.sha256(f"foreign 1\n{foreign.format}\n{eos}\n{tokenizer.eos_id}\n".encode())
     root = foreign.path if foreign.path.is_dir() else foreign.path.parent
     for file in foreign.files:
-        content, size = hashlib.sha256(), 0
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                content.update(block)
-                size += len(block)
         name = file.relative_to(root).as_posix()
-        whole.update(f"{name}\0{size}\0{content.hexdigest()}\n".encode())
+        whole.update(f"{name}\0{file.stat().st_size}\0{file_sha256(file)}\n".encode())
     return whole.hexdigest()
 
 
@@ -246,7 +238,7 @@ def _write(
     source: SourceInfo,
     shard_tokens: int,
 ) -> Manifest:
-    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 65_535 else "uint32"
+    dtype = ids_dtype(tokenizer.vocab_size)
     writers = {s: SplitBuilder(folder, s, dtype, shard_tokens=shard_tokens) for s in SPLITS}
     token_bytes = tokenizer.token_bytes()
     try:
@@ -257,24 +249,9 @@ def _write(
     finally:
         for writer in writers.values():
             writer.close()
-    file = tokenizer.save(folder)
-    manifest = Manifest(
-        format=FORMAT,
-        version=VERSION,
-        dtype=dtype,
-        tokenizer=TokenizerInfo(
-            kind=tokenizer.kind,
-            file=file.name,
-            fingerprint=tokenizer.fingerprint,
-            vocab_size=tokenizer.vocab_size,
-            requested=f"given {tokenizer.fingerprint}",
-        ),
-        source=source,
-        splits=splits,
-        max_id=max(writer.max_id for writer in writers.values()),
-    )
-    write_durably(folder / MANIFEST, manifest.text().encode())
-    return manifest
+    max_id = max(writer.max_id for writer in writers.values())
+    requested = f"given {tokenizer.fingerprint}"
+    return write_manifest(folder, tokenizer, source, splits, requested, max_id)
 
 
 def _copy(
@@ -320,25 +297,16 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         raise not_writable(partial, error) from error
     try:
         yield partial
-        _sync_folder(partial)
+        sync_folder(partial)
         try:
             partial.rename(folder)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise _name_taken(folder) from error
             raise not_writable(folder, error) from error
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _name_taken(folder: Path) -> PippinError:

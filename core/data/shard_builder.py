@@ -272,6 +272,6 @@ def not_writable(path: Path, error: OSError) -> PippinError:
     return PippinError(
         "P312",
         f"{path} cannot be written: {error.strerror or error}",
-        remedy="make room and type the same again: it goes on; or data.shards_dir=FOLDER elsewhere",
+        remedy="make room and type the same again; or a folder on a disk with room",
         kept="What was finished before is untouched, and no shards are half written.",
     )

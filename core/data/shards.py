@@ -184,7 +184,7 @@ def load_manifest(folder: Path) -> Manifest:
         raise _damaged(folder, f"{MANIFEST} cannot be read: {_first_line(error)}") from error
     if manifest.digest != manifest.content_digest():
         raise _damaged(folder, f"{MANIFEST} was changed after it was written")
-    for name in (manifest.tokenizer.file, *(info.name for info in _files(manifest))):
+    for name in (manifest.tokenizer.file, *(info.name for info in manifest_files(manifest))):
         if not is_safe_name(name):
             raise _damaged(folder, f"{MANIFEST} names the file {name!r}")
     return manifest
@@ -301,7 +301,7 @@ def _check_files(folder: Path, files: Sequence[FileInfo], *, verify: bool) -> No
             continue
         seen = [stat.st_size, stat.st_mtime_ns, info.sha256]
         if verify and verified.get(info.name) != seen:
-            if _sha256(path) != info.sha256:
+            if file_sha256(path) != info.sha256:
                 problems.append(f"{info.name}: its sha256 differs from the manifest's")
             else:
                 verified[info.name] = seen
@@ -311,7 +311,8 @@ def _check_files(folder: Path, files: Sequence[FileInfo], *, verify: bool) -> No
         _write_verified(folder, verified)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -339,7 +340,8 @@ def _write_verified(folder: Path, verified: dict[str, list[object]]) -> None:
         return
 
 
-def _files(manifest: Manifest) -> list[FileInfo]:
+def manifest_files(manifest: Manifest) -> list[FileInfo]:
+    """Every file of every split."""
     splits = manifest.splits.values()
     return [f for split in splits for f in (*split.files, *split.weights, split.offsets)]
 

@@ -1,9 +1,8 @@
 """Reading every file of a folder of shards again, whatever was verified before."""
 
-import hashlib
 from pathlib import Path
 
-from core.data.shards import FileInfo, load_manifest
+from core.data.shards import FileInfo, file_sha256, load_manifest, manifest_files
 from core.errors import PippinError
 
 
@@ -16,12 +15,7 @@ def verify_shards(folder: Path) -> tuple[int, int]:
     Raises:
         PippinError: P203 with everything that differs.
     """
-    manifest = load_manifest(folder)
-    files = [
-        info
-        for split in manifest.splits.values()
-        for info in (*split.files, *split.weights, split.offsets)
-    ]
+    files = manifest_files(load_manifest(folder))
     problems = [problem for info in files if (problem := _problem(folder, info))]
     if problems:
         raise PippinError(
@@ -39,10 +33,6 @@ def _problem(folder: Path, info: FileInfo) -> str:
         size = path.stat().st_size
         if size != info.bytes:
             return f"{info.name}: {size:,} bytes instead of {info.bytes:,}"
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        return "" if file_sha256(path) == info.sha256 else f"{info.name}: its sha256 differs"
     except OSError as error:
         return f"{info.name} cannot be read: {error.strerror}"
-    return "" if digest.hexdigest() == info.sha256 else f"{info.name}: its sha256 differs"

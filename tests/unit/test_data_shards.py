@@ -234,7 +234,7 @@ def test_ids_beyond_the_vocabulary_are_refused(folder: Path) -> None:
 
 def test_verified_once_and_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_shards(folder, "train")
-    monkeypatch.setattr(shards, "_sha256", lambda path: "not computed")
+    monkeypatch.setattr(shards, "file_sha256", lambda path: "not computed")
     open_shards(folder, "train")
     os.utime(folder / "train_00000.bin", ns=(1, 1))
     refused(folder)

@@ -435,7 +435,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(foreign, "write_durably", stop)
+    monkeypatch.setattr(foreign, "write_manifest", stop)
     with pytest.raises(KeyboardInterrupt):
         bring(tmp_path, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["taken", "train.bin"]

@@ -74,7 +74,7 @@ def open_input(args: argparse.Namespace) -> tuple[Source, Content]:
         split=args.split,
         revision=args.revision,
     )
-    source = open_source(args.inputs, args.text_field, options=options)
+    source = open_source(args.inputs, options=options)
     if args.format == "text":
         return source, "text"
     kind = _format_of(source)

@@ -5,10 +5,12 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from core.cli import make_parser
 from core.config.load import load
+from core.data.building import ids_dtype
 from core.data.request import resolve_tokenizer
 from core.data.shard_builder import SHARD_TOKENS
 from core.data.sources import Source
@@ -68,7 +70,7 @@ def _estimate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _id_bytes(vocab_size: int) -> int:
-    return 2 if vocab_size <= 65_535 else 4
+    return np.dtype(ids_dtype(vocab_size)).itemsize
 
 
 def _print(found: dict[str, Any], args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ TOKENS_PER_PARAMETER = 10
 LADDER = ((128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12), (1024, 16))
 STORY_VOCAB_SIZE = 4096
 # Of the longest story in that vocabulary, about.
-STORY_TOKENS = 208
+STORY_TOKENS = 224
 # Share of the time that goes to steps; the rest is validation, samples and saving (docs/LOG.md).
 STEP_SHARE = 0.95
 # Passes over a text after which a small model only memorises it.

@@ -27,7 +27,7 @@ MATERIALS = frozenset(
 )
 """Attributes that stand after the colour ("a red tin drum"), not before it."""
 
-COLOURS_PER_THING = 6
+COLOURS_PER_THING = 8
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,8 @@ def _parse_things(path: Path) -> tuple[Thing, ...]:
         for rank, noun in enumerate(nouns):
             start = sum(ord(c) * (i + 1) for i, c in enumerate(noun))
             stride = 1 if len(colours) % 5 == 0 else 5
-            chosen = tuple(
-                colours[(start + i * stride) % len(colours)] for i in range(COLOURS_PER_THING)
-            )
+            count = min(COLOURS_PER_THING, len(colours))
+            chosen = tuple(colours[(start + i * stride) % len(colours)] for i in range(count))
             things.append((rank, Thing(noun, frozenset(tags), chosen, tuple(attributes))))
     # The first of every line are the common ones.
     return tuple(thing for _, thing in sorted(things, key=lambda pair: pair[0]))

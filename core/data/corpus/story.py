@@ -28,7 +28,7 @@ __all__ = [
     "summary",
 ]
 
-VERSION = "3"
+VERSION = "4"
 """Changes whenever any story changes; part of cache keys."""
 
 SPLITS = ("train", "val", "held_out")
@@ -127,24 +127,33 @@ def _choose_templates(world: World) -> Iterator[Template]:
     kind = 2 if talk else _kind(world)
     if kind == 0:
         yield _pick(world, scripts.shared["frame_open"])
+    long = script.options.get("long") == "yes"
     sub: Script | None = None
-    for beat in script.beats:
-        if beat.name in ("nest", "pay"):
+    paid = False
+    for number, beat in enumerate(script.beats):
+        if number == 1 and kind == 2 and not (talk or long):
+            yield _pick(world, scripts.shared["sky"])
+        if beat.name == "nest":
             if kind == 1:
-                if sub is None:
-                    sub = scripts.subs[world.draw(len(scripts.subs))]
-                yield _pick(world, sub.beats[0 if beat.name == "nest" else 1])
-        elif kind == 2 or not beat.plain_only:
+                paid = world.chance(1, 2)
+                sub = scripts.subs[world.draw(len(scripts.subs))]
+                yield _pick(world, sub.beats[0])
+            if not paid and not (long and kind == 0):
+                yield _pick(world, scripts.shared["wood"])
+        elif beat.name == "pay":
+            if sub is not None and paid:
+                yield _pick(world, sub.beats[1])
+        elif not beat.plain_only or (kind == 2 and world.chance(1, 3)):
             yield _pick(world, beat)
     if kind == 0:
         yield _pick(world, scripts.shared["frame_close"])
 
 
 def _kind(world: World) -> int:
-    """Draw 0 (told by a grandparent, 3 of 18), 1 (nested plot, 8 of 18) or 2 (plain)."""
+    """Draw 0 (told by a grandparent, 3 of 18), 1 (nested plot, 7 of 18) or 2 (plain)."""
     if world.chance(3, 18):
         return 0
-    return 1 if world.chance(8, 15) else 2
+    return 1 if world.chance(7, 15) else 2
 
 
 def _pick(world: World, beat: Beat) -> Template:

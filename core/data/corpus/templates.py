@@ -1,6 +1,6 @@
 """Templates of the story corpus, read once from ``plots/*.txt``.
 
-File format: ``@@ name T=tag U=tag`` starts a script; ``-- beat`` starts a beat (``-- beat plain``:
+File format: ``@@ name T=tag U=tag`` starts a script (``long=yes``: no room for scenery); ``-- beat`` starts a beat (``-- beat plain``:
 left out of nested and framed stories); ``-- +beat`` inserts a shared beat; ``-- nest`` and
 ``-- pay`` say where a nested second plot and its consequence go. Each line below a beat is
 one rendering. Inside a rendering ``{key}`` is a slot of the world, ``[a|b|c]`` a free choice
@@ -23,24 +23,34 @@ __all__ = ["Beat", "Script", "Scripts", "Template", "load_scripts"]
 PLOTS_DIR = Path(__file__).parent / "plots"
 
 SYNONYMS: Mapping[str, str] = {
-    "say": "said|said|said|said|called|cried|declared|whispered",
-    "ask": "asked|asked|asked|wondered|inquired",
-    "run": "ran|hurried|raced|dashed|rushed|sped",
-    "went": "went|walked|hurried|headed|strolled|marched",
+    "say": "said|said|said|called|cried|declared|whispered|replied|added|murmured|remarked"
+    "|announced|explained|exclaimed|muttered|insisted|repeated|observed|responded|answered|sighed"
+    "|stated|breathed|confided|commented|mumbled|argued",
+    "ask": "asked|asked|asked|wondered|inquired|demanded",
+    "run": "ran|hurried|raced|dashed|rushed|sped|darted|scurried|bustled|scampered|bolted|trotted",
+    "went": "went|walked|hurried|headed|strolled|marched|wandered|trudged|skipped|ambled|strode|hiked",
     "began": "began|started",
-    "was": "was|felt|looked|seemed",
+    "was": "was|felt|looked|seemed|grew|became|appeared",
     "wanted": "wanted|hoped|wished|planned",
     "found": "found|discovered|spotted",
     "saw": "saw|noticed|spotted",
     "gave": "gave|handed",
     "met": "met|saw",
-    "near": "near|close to|not far from|next to",
-    "daily": "every day|each day|every week|each morning",
-    "Soon": "Soon|Before long|After a while|Later",
-    "Then": "Then|Suddenly|At that moment|Just then",
-    "That_night": "That night|That evening|Later that day|The same evening",
-    "From_then": "From then on|After that|Since then|From that day on",
-    "On_way": "On the way|Along the way|On the road|Not far away",
+    "many": "many|several|seven|ten|twenty|countless|forty|fifty",
+    "well": "well|soundly|deeply|late|peacefully|calmly|sweetly|long",
+    "truly": "true|good|great|real|dear|fine|loyal|rare",
+    "kindly": "kind|good|clever|helpful|sweet|brave|nice|gentle|smart|wise|lovely|noble",
+    "smiled": "smiled|beamed|grinned|winked|laughed|nodded|blushed|chuckled|giggled|bowed",
+    "sang": "laughed|danced|sang|cheered|giggled|hummed|skipped|whistled|chatted|joked",
+    "looked": "looked|searched|peeked|checked|hunted|peered|rummaged|felt",
+    "mended": "glued|fixed|joined|mended|repaired|patched",
+    "near": "near|close to|not far from|next to|beside|behind|beyond|opposite",
+    "daily": "every day|each day|every week|each morning|every Sunday|every Monday|each evening|every month|all summer|each spring",
+    "Soon": "Soon|Before long|After a while|Later|Much later|A bit later|In the end|Little by little",
+    "Then": "Then|Suddenly|At that moment|Just then|All at once|Right then|That minute|Now",
+    "That_night": "That night|That evening|Later that day|The same evening|After dark|At bedtime|Late that night|Before bed",
+    "From_then": "From then on|After that|Since then|From that day on|Ever after|Ever since",
+    "On_way": "On the way|Along the way|On the road|Not far away|Halfway there|On the path|Nearby|Around the corner",
 }
 """Words that may stand for each other, equally likely; a repeated word is likelier."""
 
@@ -85,7 +95,7 @@ class Script:
     number: int
     """Its place in file order."""
     options: Mapping[str, str]
-    """Thing tags: T, U (V follows U)."""
+    """Thing tags: T, U (V follows U); long."""
     beats: tuple[Beat, ...]
     """Its beats in order."""
 

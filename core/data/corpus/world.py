@@ -27,6 +27,12 @@ _MASK = (1 << WIDTH) - 1
 
 HELD_OUT_PERIOD = 32
 
+SCENERY = (
+    "bird birdadj birdverb tree treeadj treeverb cloudadj cloudverb land windadj scent flower flowerverb "
+    "belladj bell bellverb sunverb"
+).split()
+"""Sections of the words that paint a scene; the slots have their names."""
+
 PREFIXES: Mapping[str, str] = {
     "an": "animal",
     "ana": "animaladj",
@@ -70,11 +76,17 @@ PREFIXES: Mapping[str, str] = {
     "trait": "trait",
     "btrait": "trait",
     "na": "animaladj",
+    "scentb": "scent",
+    "flowerb": "flower",
+    "birdb": "bird",
+    **{section: section for section in SCENERY},
 }
 """Slot prefix to fact section; ``{n}`` is field 0 of the row, ``{n2}`` field 2."""
 
-_EVEN = frozenset({"pattern", "patterncolour"})
-"""Sections drawn evenly: one sentence of two such words would be worn out otherwise."""
+_EVEN = frozenset(
+    {"pattern", "patterncolour", "trait", "sad", "glad", "scared", "kin", "gp", "animaladj", *SCENERY}
+)
+"""Sections drawn evenly, since nothing else depends on them."""
 
 _FRESH = {"adv": "adv", "Time": "time"}
 _THING_PARTS = frozenset(letter + part for letter in "tuves" for part in "cs")
@@ -226,6 +238,10 @@ class World(dict[str, str]):
             self[key] = phrase.capitalize() if key[0] == "A" else phrase
         elif kind == "fresh":
             return self._fresh(argument)
+        elif kind == "how":
+            return f" {self._fresh('tone')}" if self.chance(2, 3) else ""
+        elif kind == "capital":
+            self[key] = self[argument].capitalize()
         elif kind == "person":
             self._draw_person(argument)
         elif kind == "number":
@@ -245,7 +261,7 @@ class World(dict[str, str]):
 
     def _fresh(self, section: str) -> str:
         rows = load_lexicon().rows[section]
-        return rows[self.draw_ranked(len(rows))][0]
+        return rows[self.draw(len(rows))][0]
 
     def _draw_row(self, prefix: str) -> None:
         section = PREFIXES[prefix]
@@ -325,6 +341,10 @@ def _resolve(key: str) -> tuple[str, str]:
         return "article", key[2:]
     if key in _FRESH:
         return "fresh", _FRESH[key]
+    if key == "how":
+        return "how", ""
+    if key.lower() in SCENERY and key[0].isupper():
+        return "capital", key.lower()
     if key in ("A", "B", "C", "D", "G"):
         return "person", key
     if key in ("q", "x", "y", "z", "qmx"):

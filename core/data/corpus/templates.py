@@ -1,10 +1,12 @@
 """Templates of the story corpus, read once from ``plots/*.txt``.
 
-File format: ``@@ name T=tag U=tag`` starts a script (``long=yes``: no room for scenery); ``-- beat`` starts a beat (``-- beat plain``:
-left out of nested and framed stories); ``-- +beat`` inserts a shared beat; ``-- nest`` and
-``-- pay`` say where a nested second plot and its consequence go. Each line below a beat is
-one rendering. Inside a rendering ``{key}`` is a slot of the world, ``[a|b|c]`` a free choice
-of words, and ``{key*}`` or ``{key*x}`` a slot whose value the story so far determines: the
+File format: ``@@ name T=tag U=tag`` starts a script (``long=yes``: no room for scenery);
+``-- beat`` starts a beat (``-- beat plain``: left out of nested and framed stories, and two
+times in three of the others); ``-- +beat`` inserts a shared beat; ``-- nest`` and ``-- pay``
+say where a nested second plot and its consequence go. Each line below a beat is one
+rendering. Inside a rendering ``{key}`` is a slot of the world or a list of
+``words/choices.txt``, ``[a|b|c]`` a free choice of words (equally likely; a repeated word is
+likelier), and ``{key*}`` or ``{key*x}`` a slot whose value the story so far determines: the
 exam may ask for it (skill by key, or o owner, c cause, t tool, s speaker).
 """
 
@@ -21,41 +23,10 @@ from core.data.corpus.rng import MICRO_BITS
 __all__ = ["Beat", "Script", "Scripts", "Template", "load_scripts"]
 
 PLOTS_DIR = Path(__file__).parent / "plots"
-
-SYNONYMS: Mapping[str, str] = {
-    "say": "said|said|said|called|cried|declared|whispered|replied|added|murmured|remarked"
-    "|announced|explained|exclaimed|muttered|insisted|repeated|observed|responded|answered|sighed"
-    "|stated|breathed|confided|commented|mumbled|argued",
-    "ask": "asked|asked|asked|wondered|inquired|demanded",
-    "run": "ran|hurried|raced|dashed|rushed|sped|darted|scurried|bustled|scampered|bolted|trotted",
-    "went": "went|walked|hurried|headed|strolled|marched|wandered|trudged|skipped|ambled|strode|hiked",
-    "began": "began|started",
-    "was": "was|felt|looked|seemed|grew|became|appeared",
-    "wanted": "wanted|hoped|wished|planned",
-    "found": "found|discovered|spotted",
-    "saw": "saw|noticed|spotted",
-    "gave": "gave|handed",
-    "met": "met|saw",
-    "many": "many|several|seven|ten|twenty|countless|forty|fifty",
-    "well": "well|soundly|deeply|late|peacefully|calmly|sweetly|long",
-    "truly": "true|good|great|real|dear|fine|loyal|rare",
-    "kindly": "kind|good|clever|helpful|sweet|brave|nice|gentle|smart|wise|lovely|noble",
-    "smiled": "smiled|beamed|grinned|winked|laughed|nodded|blushed|chuckled|giggled|bowed",
-    "sang": "laughed|danced|sang|cheered|giggled|hummed|skipped|whistled|chatted|joked",
-    "looked": "looked|searched|peeked|checked|hunted|peered|rummaged|felt",
-    "mended": "glued|fixed|joined|mended|repaired|patched",
-    "near": "near|close to|not far from|next to|beside|behind|beyond|opposite",
-    "daily": "every day|each day|every week|each morning|every Sunday|every Monday|each evening|every month|all summer|each spring",
-    "Soon": "Soon|Before long|After a while|Later|Much later|A bit later|In the end|Little by little",
-    "Then": "Then|Suddenly|At that moment|Just then|All at once|Right then|That minute|Now",
-    "That_night": "That night|That evening|Later that day|The same evening|After dark|At bedtime|Late that night|Before bed",
-    "From_then": "From then on|After that|Since then|From that day on|Ever after|Ever since",
-    "On_way": "On the way|Along the way|On the road|Not far away|Halfway there|On the path|Nearby|Around the corner",
-}
-"""Words that may stand for each other, equally likely; a repeated word is likelier."""
+CHOICES_FILE = Path(__file__).parent / "words" / "choices.txt"
 
 _TOKEN = re.compile(r"\{([^{}*]+)(\*[octs]?)?\}|\[([^\]]*)\]")
-_SYNONYM = re.compile("{(" + "|".join(SYNONYMS) + ")}")
+_SYNONYM = re.compile("{([A-Za-z_]+)}")
 _SKILL_LETTERS = {"o": "owner", "c": "cause", "t": "tool", "s": "speaker"}
 _PRONOUNS = frozenset(
     prefix + word
@@ -121,9 +92,14 @@ class _Parser:
     pools: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     pool_keys: dict[tuple[str, ...], str] = field(default_factory=dict)
     shared: dict[str, Beat] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+    def _choice(self, found: re.Match[str]) -> str:
+        words = self.choices.get(found.group(1))
+        return f"[{words}]" if words else found.group()
 
     def template(self, line: str) -> Template:
-        line = _SYNONYM.sub(lambda found: f"[{SYNONYMS[found.group(1)]}]", line)
+        line = _SYNONYM.sub(self._choice, line)
         pieces: list[tuple[str, str, str]] = []
         end = 0
         for match in _TOKEN.finditer(line):
@@ -175,7 +151,8 @@ def load_scripts() -> Scripts:
     Returns:
         The compiled scripts.
     """
-    parser = _Parser()
+    lines = CHOICES_FILE.read_text(encoding="ascii").splitlines()
+    parser = _Parser(choices=dict(line.split(" ", 1) for line in lines))
     plots: list[Script] = []
     talks: list[Script] = []
     subs: list[Script] = []

@@ -84,7 +84,18 @@ PREFIXES: Mapping[str, str] = {
 """Slot prefix to fact section; ``{n}`` is field 0 of the row, ``{n2}`` field 2."""
 
 _EVEN = frozenset(
-    {"pattern", "patterncolour", "trait", "sad", "glad", "scared", "kin", "gp", "animaladj", *SCENERY}
+    {
+        "pattern",
+        "patterncolour",
+        "trait",
+        "sad",
+        "glad",
+        "scared",
+        "kin",
+        "gp",
+        "animaladj",
+        *SCENERY,
+    }
 )
 """Sections drawn evenly, since nothing else depends on them."""
 

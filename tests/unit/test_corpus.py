@@ -21,7 +21,7 @@ from core.data.corpus.templates import load_scripts
 from core.data.corpus.world import World
 
 NUM_STORIES = 3000
-GOLDEN = "88377af2898919cba2f1c940708f472e2a4375e138a26ababa879e3ec21288b9"
+GOLDEN = "a1359de923114ce8aaeb6e0b5ba405bea7cbad69ab223be375332cf91010799e"
 SENTENCE_END = re.compile(r'(?<=[.!?]) +(?=["A-Z])|(?<=[.!?]") +(?=["A-Z])')
 LINTS = {
     "a before a vowel": re.compile(r"\b[Aa] [aeiou]"),
@@ -138,25 +138,25 @@ def test_draws_are_counted_exactly() -> None:
 
 
 def test_ranked_draws_follow_their_weights_and_are_counted() -> None:
-    """Entry k of a list is drawn with weight 240 // (k + 3), and costs its own -log2 p."""
-    weights = [60, 48, 40, 34, 30]
+    """Entry k of a list is drawn with weight 240 // k, and costs its own -log2 p."""
+    weights = [240, 120, 80, 60, 48]
     counts: Counter[int] = Counter()
     for k in range(20_000):
         world = World((1 << WIDTH) * k // 20_000)
         index = world.draw_ranked(5)
         counts[index] += 1
-        assert world.micro_bits == MICRO_BITS[212] - MICRO_BITS[weights[index]]
-    assert all(abs(counts[i] - 20_000 * w / 212) <= 1 for i, w in enumerate(weights))
+        assert world.micro_bits == MICRO_BITS[548] - MICRO_BITS[weights[index]]
+    assert all(abs(counts[i] - 20_000 * w / 548) <= 1 for i, w in enumerate(weights))
     pairs: Counter[tuple[int, int]] = Counter()
     for k in range(20_000):
         world = World(stream_integer(9, k))
         first, second = world.draw_distinct("x", 5), world.draw_distinct("x", 5)
         pairs[first, second] += 1
-        left = 212 - weights[first]
-        bits = math.log2(212 / weights[first]) + math.log2(left / weights[second])
+        left = 548 - weights[first]
+        bits = math.log2(548 / weights[first]) + math.log2(left / weights[second])
         assert abs(world.micro_bits / 1e6 - bits) < 1e-5
     for (i, j), count in pairs.items():
-        p = weights[i] / 212 * weights[j] / (212 - weights[i])
+        p = weights[i] / 548 * weights[j] / (548 - weights[i])
         assert i != j and abs(count / 20_000 - p) < 4 * math.sqrt(p / 20_000)
 
 

@@ -29,13 +29,11 @@ MICRO_BITS: tuple[int, ...] = (
 """``MICRO_BITS[n]``: log2(n) in millionths of a bit (entry 0 is unused)."""
 
 _COMMONEST = 240
-_SHIFT = 3
-"""Makes the first few less common: the first of 120 names is one in eleven, not one in six."""
 
 
 @lru_cache(maxsize=1024)
 def rank_weights(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Weigh a list's entries by 1 / (rank + 3), much as words of a language are (Zipf 1935), in integers.
+    """Weigh a list's entries by 1 / rank, as words of a language are (Zipf 1935), in integers.
 
     A few common names teach a model to look back for names, long before the rare ones could
     (docs/LOG.md 2026-11-21).
@@ -46,7 +44,7 @@ def rank_weights(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     Returns:
         Each entry's weight, and the running sums from 0 to the total, which is at most 4,096.
     """
-    weights = tuple(max(1, _COMMONEST // (rank + _SHIFT)) for rank in range(1, count + 1))
+    weights = tuple(max(1, _COMMONEST // rank) for rank in range(1, count + 1))
     sums = [0]
     for weight in weights:
         sums.append(sums[-1] + weight)

@@ -83,21 +83,8 @@ PREFIXES: Mapping[str, str] = {
 }
 """Slot prefix to fact section; ``{n}`` is field 0 of the row, ``{n2}`` field 2."""
 
-_EVEN = frozenset(
-    {
-        "pattern",
-        "patterncolour",
-        "trait",
-        "sad",
-        "glad",
-        "scared",
-        "kin",
-        "gp",
-        "animaladj",
-        *SCENERY,
-    }
-)
-"""Sections drawn evenly, since nothing else depends on them."""
+_EVEN = frozenset({"pattern", "patterncolour", "trait", "kin", "adv", "time", "tone", *SCENERY})
+"""Sections drawn evenly: their words hardly come again, so they add entropy and ask for no memory."""
 
 _FRESH = {"adv": "adv", "Time": "time"}
 _THING_PARTS = frozenset(letter + part for letter in "tuves" for part in "cs")
@@ -272,7 +259,8 @@ class World(dict[str, str]):
 
     def _fresh(self, section: str) -> str:
         rows = load_lexicon().rows[section]
-        return rows[self.draw(len(rows))][0]
+        index = self.draw(len(rows)) if section in _EVEN else self.draw_ranked(len(rows))
+        return rows[index][0]
 
     def _draw_row(self, prefix: str) -> None:
         section = PREFIXES[prefix]

@@ -28,7 +28,7 @@ __all__ = [
     "summary",
 ]
 
-VERSION = "4"
+VERSION = "5"
 """Changes whenever any story changes; part of cache keys."""
 
 SPLITS = ("train", "val", "held_out")

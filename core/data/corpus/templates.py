@@ -84,7 +84,7 @@ class Scripts:
     shared: Mapping[str, Beat]
     """Shared beats by name."""
     pools: Mapping[str, tuple[tuple[str, int], ...]]
-    """Free word choices by key ("~3"): words and the micro-bits a repeated word gives back."""
+    """Free word choices by key ("~3"): words, each with the micro-bits of drawing it."""
 
 
 @dataclass
@@ -107,7 +107,10 @@ class _Parser:
             if words is not None:
                 choices = tuple(words.split("|"))
                 key = self.pool_keys.setdefault(choices, f"~{len(self.pool_keys)}")
-                self.pools[key] = tuple((word, MICRO_BITS[choices.count(word)]) for word in choices)
+                self.pools[key] = tuple(
+                    (word, MICRO_BITS[len(choices)] - MICRO_BITS[choices.count(word)])
+                    for word in choices
+                )
             skill = _skill(key, star) if star else ""
             pieces.append((line[end : match.start()], key, skill))
             end = match.end()

@@ -134,10 +134,22 @@ def _pool(tag: str) -> tuple[Thing, ...]:
     return load_lexicon().things_tagged(tag)
 
 
+@lru_cache(maxsize=64)
+def _places(tag: str) -> Mapping[str, int]:
+    return {thing.noun: place for place, thing in enumerate(_pool(tag))}
+
+
+def _skip(index: int, taken: list[int]) -> int:
+    """The place of entry `index` of a list without the places taken."""
+    for other in sorted(taken):
+        index += index >= other
+    return index
+
+
 class World(dict[str, str]):
     """Slots of one story; a missing slot is drawn from the story's stream."""
 
-    __slots__ = ("fraction", "held_out", "micro_bits", "plot", "things", "used")
+    __slots__ = ("fraction", "held_out", "micro_bits", "plot", "pools", "things", "used")
 
     def __init__(self, fraction: int, *, held_out: bool = False) -> None:
         """Start an empty world.
@@ -153,6 +165,7 @@ class World(dict[str, str]):
         self.plot: Script | None = None
         self.things: dict[str, Thing] = {}
         self.used: dict[str, list[int]] = {}
+        self.pools = load_scripts().pools
 
     def draw(self, count: int) -> int:
         """Draw a uniform integer.
@@ -207,23 +220,32 @@ class World(dict[str, str]):
         Returns:
             An index in [0, count).
         """
-        used = self.used.setdefault(section, [])
-        weights, sums = rank_weights(count) if ranked else ((1,) * count, range(count + 1))
-        value = self.draw(sums[-1] - sum(weights[index] for index in used))
-        for other in sorted(used):
-            if value >= sums[other]:
-                value += weights[other]
-        index = bisect_right(sums, value) - 1
-        self.micro_bits -= MICRO_BITS[weights[index]]
+        used = self.used.get(section)
+        if used is None:
+            index = self.draw_ranked(count) if ranked else self.draw(count)
+            self.used[section] = [index]
+            return index
+        if not ranked:
+            index = _skip(self.draw(count - len(used)), used)
+        else:
+            weights, sums = rank_weights(count)
+            value = self.draw(sums[-1] - sum(weights[index] for index in used))
+            for other in sorted(used):
+                if value >= sums[other]:
+                    value += weights[other]
+            index = bisect_right(sums, value) - 1
+            self.micro_bits -= MICRO_BITS[weights[index]]
         used.append(index)
         return index
 
     def __missing__(self, key: str) -> str:
         """Draw a slot; fresh choices (adverbs, synonyms) are not kept."""
-        pool = load_scripts().pools.get(key)
+        pool = self.pools.get(key)
         if pool is not None:
-            word, credit = pool[self.draw(len(pool))]
-            self.micro_bits -= credit
+            scaled = self.fraction * len(pool)  # draw(), without the call
+            self.fraction = scaled & _MASK
+            word, cost = pool[scaled >> WIDTH]
+            self.micro_bits += cost
             return word
         kind, argument = _resolve(key)
         if kind == "row":
@@ -305,9 +327,9 @@ class World(dict[str, str]):
         if letter == "t":
             thing = self._draw_hero_thing(pool)
         else:
-            names = [thing.noun for thing in self.things.values()]
-            pool = tuple(thing for thing in pool if thing.noun not in names)
-            thing = pool[self.draw_ranked(len(pool))]
+            places = _places(fixed.get(letter) or options.get("U", "lose"))
+            taken = [places[t.noun] for t in self.things.values() if t.noun in places]
+            thing = pool[_skip(self.draw_ranked(len(pool) - len(taken)), taken)]
         self.things[letter] = thing
         self[letter] = thing.noun
 

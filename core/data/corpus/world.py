@@ -249,7 +249,8 @@ class World(dict[str, str]):
             return word
         kind, argument = _resolve(key)
         if kind == "row":
-            self._draw_row(argument)
+            first = self._draw_row(argument)
+            return first if key == argument else self[key]
         elif kind == "article":
             phrase = self[argument]
             if argument in _THING_PARTS:
@@ -284,14 +285,16 @@ class World(dict[str, str]):
         index = self.draw(len(rows)) if section in _EVEN else self.draw_ranked(len(rows))
         return rows[index][0]
 
-    def _draw_row(self, prefix: str) -> None:
+    def _draw_row(self, prefix: str) -> str:
+        """Draw a row of facts; returns how its first word is first named, "the old baker"."""
         section = PREFIXES[prefix]
         rows = load_lexicon().rows[section]
         row = rows[self.draw_distinct(section, len(rows), ranked=section not in _EVEN)]
-        adjectives = _ADJECTIVES.get(section)
-        self[prefix] = f"{self._fresh(adjectives)} {row[0]}" if adjectives else row[0]
+        self[prefix] = row[0]
         for number in range(1, len(row)):
             self[f"{prefix}{number}"] = row[number]
+        adjectives = _ADJECTIVES.get(section)
+        return f"{self._fresh(adjectives)} {row[0]}" if adjectives else row[0]
 
     def _draw_person(self, letter: str) -> None:
         lexicon = load_lexicon()

@@ -50,9 +50,7 @@ class ModelConfig(Section):
     tie_embeddings: bool = key(True, "one matrix for embedding and head")
     qk_norm: bool = key(True, "RMSNorm on each query and key head (Qwen3)")
     init_std: float = key(0.02, "standard deviation of initial matrices", gt=0, le=10)
-    embed_init_std: float = auto(
-        "standard deviation of the initial embedding: 0.02 tied, 1.0 untied", gt=0, le=10
-    )
+    embed_init_std: float = auto("standard deviation of the initial embedding; 0.02", gt=0, le=10)
     zero_init_outputs: bool = auto(
         "o_proj, down_proj and an untied head start at zero: false tied, true untied"
     )

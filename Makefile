@@ -4,7 +4,7 @@ ARGS =
 
 FILE =
 
-.PHONY: run test test-slow quality check format clean
+.PHONY: memory run test test-slow quality check format clean
 
 run:
 	@./setup.sh
@@ -23,6 +23,11 @@ test-slow:
 quality:
 	@./setup.sh dev
 	OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 PIPPIN_TINYSHAKESPEARE=$(FILE) $(PY) -m pytest -m quality -s tests/quality $(ARGS)
+
+# Predicted against measured memory, on torch CPU and MLX; writes docs/memory.json and docs/memory.png.
+memory:
+	@./setup.sh
+	$(PY) tools/benchmark.py memory $(ARGS)
 
 check:
 	@./setup.sh dev

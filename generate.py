@@ -13,6 +13,8 @@ import argparse
 from pathlib import Path
 
 import backends
+from backends.fallback import FLAG as FALLBACK_FLAG
+from backends.fallback import set_cpu_fallback, tell_moved_operators
 from core.checkpoint import Checkpoint
 from core.cli import guarded, make_parser
 from core.errors import PippinError
@@ -47,6 +49,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     add("--backend", default="auto", choices=("auto", *backends.MODULES), help="where to compute")
     add("--precision", choices=("float32", "bfloat16", "float16"), help="default: as trained")
     add("--tokenizer", metavar="PATH", help="default: the one beside the checkpoint")
+    add(FALLBACK_FLAG, action="store_true", help="let the CPU compute what MPS has no kernel for")
     add("--json", action="store_true", help="one JSON object a line on stdout")
     add("--quiet", action="store_true", help="the text only")
     add("--debug", action="store_true", help="show tracebacks")
@@ -106,10 +109,19 @@ def _read_stdin() -> str:
         ) from error
 
 
+def _tell(note: str) -> None:
+    print(f"[{note}]", file=sys.stderr)
+
+
 def run(args: argparse.Namespace) -> int:
     """Generate; returns the exit code."""
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     prompt = _read_stdin() if args.prompt == "-" else args.prompt
+    note = set_cpu_fallback(allowed=args.allow_cpu_fallback)
+    if note is not None:
+        _tell(note)
+    if args.allow_cpu_fallback:
+        tell_moved_operators(_tell)
     model = open_model(args)
     try:
         for note in model.notes:

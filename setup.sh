@@ -1,10 +1,13 @@
 #!/bin/sh
 # Makes the environment in .venv: `./setup.sh` for users, `./setup.sh dev` for tests and checks.
 # Needs uv, or Python 3.10 to 3.14. Installs nothing outside .venv; does nothing when all is in place.
+# For users it ends with short self-tests of the backends that are here, and the next command.
 set -eu
 cd "$(dirname "$0")"
 kind=${1:-user}
 say() { printf ' setup      %s\n' "$1"; }
+# Under make the next command follows by itself.
+next() { [ -n "${MAKELEVEL:-}" ] || printf ' next       %s\n' ".venv/bin/python train.py"; }
 fail() { printf 'P502 %s\n' "$1" >&2; [ -z "${2:-}" ] || printf '  try: %s\n' "$2" >&2; exit 2; }
 
 extras=""
@@ -20,7 +23,10 @@ fi
 
 stamp=.venv/.pippin-$kind
 want=$(cat pyproject.toml constraints-ci.txt setup.sh | cksum)
-if [ -x .venv/bin/python ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
+if [ -x .venv/bin/python ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
+  if [ "$kind" = user ]; then next; fi
+  exit 0
+fi
 
 get_python="brew install python@3.12   or   curl -LsSf https://astral.sh/uv/install.sh | sh"
 good() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null; }
@@ -71,5 +77,15 @@ else
   .venv/bin/python -m pip install --quiet --disable-pip-version-check $constraints -e ".$extras" ||
     fail "pip could not install the packages; its message is above." "./setup.sh $kind"
 fi
+if [ "$kind" = user ]; then
+  say "testing the backends that are here"
+  # The stamp is not written before this passes, so the next call tests again.
+  .venv/bin/python tools/setup_verification.py --quick || {
+    printf 'P402 a self-test failed on this machine, so training could be wrong without a sign.\n' >&2
+    printf '  try: .venv/bin/python tools/setup_verification.py   (all tests, with what to do)\n' >&2
+    exit 1
+  }
+fi
 printf '%s' "$want" > "$stamp"
 say "ready in $(($(date +%s) - start)) s: .venv"
+if [ "$kind" = user ]; then next; fi

@@ -16,9 +16,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from backends.fallback import forbid_unasked
 from core.backend import Availability, CreateBackend
 from core.checkpoint import Checkpoint, Meta, open_npz, write_npz
+from core.config.schema import RunConfig
 from core.errors import PippinError
+from core.machine.micro_batch import Probed
 
 MODULES = {
     "mlx": "backends.mlx",
@@ -115,6 +118,13 @@ def load(name: str) -> CreateBackend:
         ) from error
 
 
+def probe_step(config: RunConfig, limit_bytes: int) -> Probed:
+    """Take a real training step in a process of its own: `backends.probe`."""
+    from backends import probe
+
+    return probe.probe_step(config, limit_bytes)
+
+
 def _check(name: str) -> Availability:
     if name not in MODULES:
         raise PippinError("P501", f"no backend is called {name!r}.", choices=tuple(MODULES))
@@ -170,6 +180,7 @@ def _check_torch(name: str) -> Availability:
     if name == "cuda" and sys.platform == "linux" and not any(map(os.path.exists, NVIDIA_DEVICES)):
         return Availability(name, False, "no NVIDIA device is here", "--backend cpu")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    forbid_unasked()
     torch = importlib.import_module("torch")
     present = torch.backends.mps.is_available() if name == "mps" else torch.cuda.is_available()
     if not present:

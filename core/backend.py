@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.config.schema import RunConfig
+from core.errors import EXIT_FAULT, PippinError
 from core.params import ParamSpec
 
 if TYPE_CHECKING:
@@ -30,6 +31,26 @@ class Lazy(Protocol):
     """A number on the device: read by `float()`, which may wait for it."""
 
     def __float__(self) -> float: ...
+
+
+class OutOfMemory(PippinError):
+    """The device's memory ran out; a smaller micro-batch gives the same result in less. P101.
+
+    Attributes:
+        intact: Whether weights and optimizer state are still those of the last finished step. An
+            update in place that was cut short leaves neither the old state nor the new one.
+    """
+
+    def __init__(self, what: str, *, found: str = "", remedy: str = "", intact: bool = True) -> None:
+        halve = "halve train.micro_batch_size and double train.grad_accum_steps"
+        super().__init__(
+            "P101", what, found=found, remedy=remedy or halve, exit_code=EXIT_FAULT
+        )
+        self.intact = intact
+
+    def bare(self) -> "OutOfMemory":
+        """The same without traceback and cause, whose frames hold the tensors of the failed step."""
+        return OutOfMemory(self.what, found=self.found, remedy=self.remedy, intact=self.intact)
 
 
 @dataclass(frozen=True)
@@ -140,8 +161,12 @@ class Backend(Protocol):
     """One device with a model, and an optimizer in mode "train".
 
     Metrics that `train_step` returns, all lazy and all means over the step: `loss` (nats a token),
-    `grad_norm` (before the clip), `skipped_total`, `skipped_in_a_row`, and with float16 also
-    `loss_scale` and `overflows_total`.
+    `grad_norm` (before the clip), `skipped_total`, `skipped_in_a_row`, with experts also `aux_loss` (how
+    evenly they are used; 1 is even, and it is not part of `loss`), and with float16 `loss_scale` and
+    `overflows_total`.
+
+    `profile_step` is a real step, waited for after each part: seconds of "transfer", "forward",
+    "backward" and "optimizer", over all micro-batches.
     """
 
     name: str
@@ -155,6 +180,7 @@ class Backend(Protocol):
     def tensors(self, *, optimizer: bool = True) -> Iterator[tuple[str, NDArray[Any]]]: ...
     def backend_state(self) -> dict[str, float]: ...
     def train_step(self, micro: Sequence[Batch], hyper: StepHyper) -> Mapping[str, Lazy]: ...
+    def profile_step(self, micro: Sequence[Batch], hyper: StepHyper) -> Mapping[str, float]: ...
     def score(self, batch: Batch) -> Scores: ...
     def logits(self, tokens: Int32, segments: Int32 | None = None) -> Float32: ...
     def start(self, batch_size: int, max_len: int) -> Cache: ...

@@ -87,18 +87,22 @@ CODES: dict[str, tuple[str, str]] = {
     "P011": (
         "configuration file",
         "The configuration file cannot be read: it is missing, is not YAML or JSON, is larger than "
-        "1 MB, repeats a key, or uses YAML tags or aliases, which are refused.",
+        "1 MB, repeats a key, or uses YAML tags or aliases, which are refused. A file written for "
+        "another project is translated, but one that two projects would read in two ways is refused "
+        "with both readings.",
     ),
     "P012": (
         "command line",
         "The command line has an unknown flag, an override that is not of the form section.key="
-        "value, or a flag that could have no effect, as --minutes on a run that goes on.",
+        "value, or a flag that could have no effect, as --minutes on a run that goes on, or two flags "
+        "that say two things, as --model-name and another --save-dir.",
     ),
     "P101": (
         "memory",
         "The predicted memory of the step does not fit the share of the device's memory that "
         "training may use. Smaller micro-batches give the same result more slowly; gradient "
-        "checkpointing trades time for memory.",
+        "checkpointing trades time for memory. Where memory runs out in a step, the run halves its "
+        "micro-batch by itself and goes on; this error ends it where a micro-batch is one row.",
     ),
     "P201": (
         "no text found",
@@ -196,6 +200,11 @@ CODES: dict[str, tuple[str, str]] = {
         "backend and parameter table differ",
         "The model that the backend built does not have exactly the parameters of the table. This is "
         "a fault in the backend.",
+    ),
+    "P504": (
+        "operator missing on MPS",
+        "The installed torch has no MPS kernel for an operator that the model needs; the message names "
+        "it. Nothing is moved to the CPU silently: --allow-cpu-fallback asks for that.",
     ),
     "P601": (
         "generation",

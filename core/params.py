@@ -1,11 +1,10 @@
 """The parameter table: names, shapes, groups and initial values, in one place.
 
 `param_specs` is the single source for both models, the optimizers, checkpoints, counts and export.
-Names are Hugging Face's (Qwen3 with QK-norm, Llama without) less the `model.` prefix; shapes are
-`[out, in]` as in both frameworks. Mixture of experts will add rows of group "router" and stacked
-matrices `[E, out, in]` here and nowhere else.
+Names are Hugging Face's (Qwen3 or Qwen3-MoE with QK-norm, Llama without) less the `model.` prefix;
+shapes are `[out, in]` as in both frameworks. The experts of a block are stacked, `[E, out, in]`.
 
-Legend: V vocab_size, D d_model, H n_heads, K n_kv_heads, Dh head_dim, F d_ff.
+Legend: V vocab_size, D d_model, H n_heads, K n_kv_heads, Dh head_dim, F d_ff, E n_experts.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from core.config.schema import ModelConfig
 
 Group = Literal["matrix", "embed", "head", "vector", "router", "adapter"]
-GROUPS: tuple[Group, ...] = ("matrix", "embed", "head", "vector")
+GROUPS: tuple[Group, ...] = ("matrix", "embed", "head", "vector", "router")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class ParamSpec:
 
     Attributes:
         name: Canonical name, which is the attribute path in both frameworks.
-        shape: `[out, in]` for a matrix, `[V, D]` for the embedding, `[D]` for a norm's gain.
+        shape: `[out, in]` for a matrix, `[E, out, in]` for those of the experts of a block, `[V, D]`
+            for the embedding, `[D]` for a norm's gain.
         group: Optimizer group; decides Muon or AdamW, the learning rate, and weight decay.
         init: Initial values.
         layer: Block index, or None outside the blocks.
@@ -45,6 +45,7 @@ class ParamSpec:
             are one row of the table and one tensor of a checkpoint.
         trainable: False for a frozen base under an adapter.
         dtype: Storage dtype of the master copy.
+        experts_used: Of stacked experts, how many a token goes to; None for any other tensor.
     """
 
     name: str
@@ -55,11 +56,19 @@ class ParamSpec:
     tied_to: str | None = None
     trainable: bool = True
     dtype: str = "float32"
+    experts_used: int | None = None
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def active_size(self) -> int:
+        """Number of elements that one token uses."""
+        if self.experts_used is None:
+            return self.size
+        return self.experts_used * self.size // self.shape[0]
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class SlotSpec:
 def param_specs(model: ModelConfig) -> tuple[ParamSpec, ...]:
     """The parameter table of an architecture, in the order of the forward pass."""
     d, dh = model.d_model, model.head_dim
-    q, kv, f = model.n_heads * dh, model.n_kv_heads * dh, model.d_ff
+    q, kv = model.n_heads * dh, model.n_kv_heads * dh
     std = model.init_std
     normal = Init("normal", std)
     ones = Init("ones")
@@ -106,9 +115,7 @@ def param_specs(model: ModelConfig) -> tuple[ParamSpec, ...]:
             specs.append(ParamSpec(p + "self_attn.k_norm.weight", (dh,), "vector", ones, i))
         specs.append(ParamSpec(p + "self_attn.o_proj.weight", (d, q), "matrix", residual, i))
         specs.append(ParamSpec(p + "post_attention_layernorm.weight", (d,), "vector", ones, i))
-        specs.append(ParamSpec(p + "mlp.gate_proj.weight", (f, d), "matrix", normal, i))
-        specs.append(ParamSpec(p + "mlp.up_proj.weight", (f, d), "matrix", normal, i))
-        specs.append(ParamSpec(p + "mlp.down_proj.weight", (d, f), "matrix", residual, i))
+        specs += _mlp_specs(model, i, normal, residual)
     specs.append(ParamSpec("norm.weight", (d,), "vector", ones))
     if not tied:
         head = Init("zeros") if model.zero_init_outputs else normal
@@ -116,8 +123,31 @@ def param_specs(model: ModelConfig) -> tuple[ParamSpec, ...]:
     return tuple(specs)
 
 
+def _mlp_specs(model: ModelConfig, layer: int, normal: Init, residual: Init) -> list[ParamSpec]:
+    """The MLP of a block, or its router and experts."""
+    d, f, e = model.d_model, model.d_ff, model.n_experts
+    p = f"layers.{layer}.mlp."
+    projections = (
+        ("gate_proj.weight", (f, d), normal),
+        ("up_proj.weight", (f, d), normal),
+        ("down_proj.weight", (d, f), residual),
+    )
+    if not e:
+        return [ParamSpec(p + n, shape, "matrix", init, layer) for n, shape, init in projections]
+    # Not zeros: with equal probabilities every token would go to the first experts.
+    router = ParamSpec(p + "gate.weight", (e, d), "router", normal, layer)
+    return [router] + [
+        ParamSpec(p + "experts." + n, (e, *shape), "matrix", init, layer, experts_used=model.top_k)
+        for n, shape, init in projections
+    ]
+
+
 def uses_muon(spec: ParamSpec, optimizer: str) -> bool:
-    """Whether a tensor is updated by Muon: the matrices, where the optimizer is muon."""
+    """Whether a tensor is updated by Muon: the matrices, where the optimizer is muon.
+
+    Stacked experts are so many matrices. A router is none: its rows are separate scores, and Muon would
+    step as far along noise as along what tells experts apart, so that the choices never settle.
+    """
     return optimizer == "muon" and spec.group == "matrix"
 
 
@@ -137,9 +167,18 @@ def num_parameters(specs: Sequence[ParamSpec]) -> int:
     return sum(spec.size for spec in specs)
 
 
+def num_active_parameters(specs: Sequence[ParamSpec]) -> int:
+    """Number of parameters that one token uses: of a block's experts those that it goes to."""
+    return sum(spec.active_size for spec in specs)
+
+
 def num_matmul_parameters(specs: Sequence[ParamSpec]) -> int:
-    """Parameters that are multiplied for every token: matrices and the head, tied or not."""
-    return sum(s.size for s in specs if s.group in ("matrix", "head") or s.tied_to is not None)
+    """Parameters that are multiplied for a token: matrices, routers and the head, tied or not.
+
+    Of a block's experts those that it goes to.
+    """
+    groups = ("matrix", "head", "router")
+    return sum(s.active_size for s in specs if s.group in groups or s.tied_to is not None)
 
 
 # Irwin-Hall: the sum of 12 uniform 16-bit integers, a normal to within 0.01 in its density.

@@ -9,6 +9,7 @@ COMMANDS = {
     "convert": ("convert", "convert a checkpoint between .npz and .pt"),
     "generate": ("generate", "continue a text"),
     "monitor": ("tools.memory_monitor", "watch memory and a run"),
+    "configs": ("tools.show_configs", "show the presets"),
     "parity": ("tools.parity", "compare two backends step by step"),
     "benchmark": ("tools.benchmark", "measure speed on this machine"),
     "explain": ("", "explain an error code, for example: pippin explain P301"),

@@ -4,8 +4,12 @@ PIPPIN_TEST_BACKENDS=cpu,mlx is the default; on a Mac add mps, on an NVIDIA mach
 """
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# What this user's machine remembers decides nothing here.
+os.environ["PIPPIN_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"pippin-test-{os.getpid()}")
 # Both frameworks live in one process here: one thread for the BLAS that MLX loads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores

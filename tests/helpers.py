@@ -42,6 +42,7 @@ TRAIN: dict[str, Any] = {
     "lr_embed": 2e-2,
     "lr_head": 5e-3,
     "lr_vector": 3e-3,
+    "lr_router": 4e-3,
     "warmup_steps": 3,
     "ns_dtype": "float32",
     "eval_interval": 10,

@@ -5,10 +5,17 @@
     python tools/benchmark.py save --backend cpu
     python tools/benchmark.py load --format pt
     python tools/benchmark.py data --megabytes 200 --input big.txt
+    python tools/benchmark.py profile --backend cpu --plot profile.png
+    python tools/benchmark.py compare
+    python tools/benchmark.py memory --backend cpu --json model.d_model=256
 
 `train` trains on random tokens as the loop does; waiting for data and logging may each take 1 % of
 the time. `save` may take 2 s of processor time a GB and twice the time of plainly writing and
 flushing the same bytes. `data` prepares a text with both kinds of tokenizer and reads windows of it.
+`profile` shows where a step's time goes. `compare` trains the same on every backend that is here, checks
+that the losses agree, and recommends one, which `backend: auto` remembers for this machine.
+`memory` compares the predicted peak of a step with the measured one; without settings it does so for a
+grid, and writes docs/memory.json and docs/memory.png.
 Exit code 1 where something demanded does not hold, 2 for a wrong command
 line.
 """
@@ -24,6 +31,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -31,11 +39,12 @@ import backends
 from core.cli import Parser, guarded, make_parser
 from core.errors import PippinError
 from core.params import num_parameters, param_specs
-from tools.benchmarks import data, saving, training
+from tools.benchmarks import compare, data, memory_command, saving, training
+from tools.benchmarks import profile as profiling
 from tools.benchmarks.report import GB, Measured, as_object, show
 
 EXIT_MISSED = 1
-MAX_STEPS, MAX_REPEATS = 100_000, 1000
+MAX_STEPS, MAX_REPEATS, MAX_SECONDS = 100_000, 1000, 600
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgG]?)\Z")
 _FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 # Copies of a checkpoint in memory: a backend holds its own besides the random tensors, and one
@@ -50,7 +59,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         PippinError: P012 for a wrong command line.
     """
     parser = make_parser("tools/benchmark.py", __doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|save|load|data")
+    names = "train|save|load|data|profile|compare|memory"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     train = commands.add_parser("train", allow_abbrev=False, help="speed, data, logging, memory")
     train.add_argument("overrides", nargs="*", metavar="section.key=value", help="set any key")
     train.add_argument("--backend", required=True, choices=tuple(backends.MODULES))
@@ -71,11 +81,13 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     data.add_argument("--megabytes", type=int, default=200, metavar="N", help="of it (200)")
     data.add_argument("--vocab-size", type=int, default=32_000, metavar="N", help="(32000)")
     data.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
+    _add_profile_and_compare(commands)
+    memory_command.add_arguments(commands, tuple(backends.MODULES))
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="one JSON object on stdout")
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
     args, rest = parser.parse_known_args(argv)
-    if args.command == "train":
+    if args.command in ("train", "profile", "compare", "memory"):
         args.overrides += [a for a in rest if not a.startswith("-")]
         rest = [a for a in rest if a.startswith("-")]
     if rest:
@@ -84,8 +96,30 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _add_profile_and_compare(commands: Any) -> None:
+    sub = commands.add_parser("profile", allow_abbrev=False, help="where a step's time goes")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value", help="set any key")
+    sub.add_argument("--backend", required=True, choices=tuple(backends.MODULES))
+    sub.add_argument("--config", metavar="NAME|PATH", help="a preset or file (quickstart)")
+    sub.add_argument("--steps", type=int, default=20, metavar="N", help="profiled (20)")
+    sub.add_argument("--plot", type=Path, metavar="FILE", help="a picture, .png, .svg or .pdf")
+    sub = commands.add_parser("compare", allow_abbrev=False, help="every backend; recommends one")
+    sub.add_argument("overrides", nargs="*", metavar="section.key=value", help="set any key")
+    sub.add_argument("--config", metavar="NAME|PATH", help="a preset or file (quickstart)")
+    sub.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of each backend (5)")
+    sub.add_argument("--no-remember", action="store_true", help="leave backend: auto as it is")
+    sub.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+
+
 def _check_range(parser: Parser, args: argparse.Namespace) -> None:
-    if args.command == "data":
+    if args.command == "compare" and not 0 < args.seconds <= MAX_SECONDS:
+        parser.error(f"--seconds is {args.seconds:g}; it must be above 0, at most {MAX_SECONDS}")
+    if args.command == "profile":
+        if not 1 <= args.steps <= MAX_STEPS:
+            parser.error(f"--steps is {args.steps}; it must be 1 to {MAX_STEPS:,}")
+        if args.plot is not None and args.plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+            parser.error(f"--plot {args.plot} must end in .png, .svg or .pdf")
+    if args.command not in ("train", "save", "load"):
         return
     # Fewer steps would have no row to time.
     steps = ("steps", training.LOG_EVERY, MAX_STEPS)
@@ -139,6 +173,52 @@ def run_data(args: argparse.Namespace, console: Console) -> list[Measured]:
     return rows
 
 
+def run_profile(args: argparse.Namespace, console: Console) -> list[Measured]:
+    """Show where a step's time goes."""
+    config = training.resolve_config(args.backend, args.config, args.overrides)
+    with console.status(f"profiling on {args.backend}"):
+        profile, rows, facts = profiling.measure(config, args.steps)
+    title = f"a step on {args.backend}: {facts['framework']}, {facts['device']}"
+    t = config.train
+    shape = (
+        f"{facts['parameters']:,} parameters, {t.precision}, {t.grad_accum_steps} x "
+        f"{t.micro_batch_size} rows of {config.data.seq_len} tokens"
+    )
+    _report(args, console, title, rows, facts)
+    if not args.json:
+        console.print(f" {shape}, {args.steps} steps; {profiling.summary(rows)}", highlight=False)
+    if args.plot is not None:
+        try:
+            profiling.plot(profile, f"{title}\n{shape}", args.plot)
+        except OSError as error:
+            raise PippinError(
+                "P312",
+                f"{args.plot} cannot be written: {error.strerror or error}.",
+                remedy="another folder: --plot FILE",
+                kept="the figures are above.",
+            ) from error
+        console.print(f" picture: {args.plot}", highlight=False)
+    return rows
+
+
+def run_compare(args: argparse.Namespace, console: Console) -> list[Measured]:
+    """Train the same on every backend that is here."""
+    available = backends.available()
+    overrides = compare.default_size(available, args.overrides)
+    names = [name for name, state in available.items() if state.ok]
+    configs = {n: training.resolve_config(n, args.config, overrides) for n in names}
+    with console.status(f"training on {', '.join(names)}, one after the other"):
+        found = compare.run_all(configs, seconds=args.seconds)
+    told = "not remembered, as asked"
+    if not args.no_remember:
+        told, _ = compare.keep(found, next(iter(configs.values())), available)
+    if args.json:
+        print(json.dumps(compare.as_object(found, told)))
+    else:
+        compare.show(console, found, configs, told)
+    return [Measured("agreement", 1.0 if found.ok else 0.0, "", least=1.0)]
+
+
 def run_checkpoint(args: argparse.Namespace, console: Console) -> list[Measured]:
     """Measure saving or loading."""
     config = saving.checkpoint_config(parse_count(args.params), args.backend or "cpu")
@@ -182,7 +262,15 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         args = parse_args(given)
         console = Console(stderr=args.json)
-        runs = {"train": run_train, "data": run_data}
+        if args.command == "compare" and args.worker is not None:
+            return compare.worker_main(args.worker)
+        runs = {
+            "train": run_train,
+            "data": run_data,
+            "profile": run_profile,
+            "memory": memory_command.run,
+            "compare": run_compare,
+        }
         rows = runs.get(args.command, run_checkpoint)(args, console)
         return 0 if all(row.ok for row in rows) else EXIT_MISSED
 

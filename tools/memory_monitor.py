@@ -2,10 +2,13 @@
 
     python tools/memory_monitor.py                 the newest run below ./checkpoints
     python tools/memory_monitor.py stories-1 --interval 5
+    python tools/memory_monitor.py --alert-at 85% --csv memory.csv
     python tools/memory_monitor.py --once --json   one object, for scripts
 
-It loads neither torch nor MLX: memory comes from the system, the run's figures from its own log. On
-a terminal the view is redrawn in place, elsewhere it is one line at each look. Ctrl-C ends it.
+It loads neither torch nor MLX: memory comes from the system, the run's figures from its own folder. On
+a terminal the course of memory is drawn in place, elsewhere it is one line at each look. Ctrl-C ends it.
+`--alert-at` rings the bell when the machine, the GPU or the run passes that share of its limit; with
+`--once` the exit code is then 1.
 """
 
 import os
@@ -16,178 +19,134 @@ if not __package__:
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from core.cli import guarded, make_parser
 from core.errors import PippinError
 from core.training.runfolder import RUNS_DIR, find_run
 from core.training.watch import Snapshot, Watch, as_object, newest_run
+from tools.monitoring.history import History
+from tools.monitoring.notes import alerts, warnings
+from tools.monitoring.table import CsvFile, csv_row
+from tools.monitoring.view import line, view
 
-BAR_CELLS = 24
-# A system with less than this share of its memory free is about to swap or to kill.
-LOW_FRACTION = 0.1
-STALE_S = 120.0
-GB = 1e9
-
-
-def gigabytes(value: float) -> str:
-    """Bytes as GB of 10^9, three digits."""
-    gb = value / GB
-    return f"{gb:.0f} GB" if gb >= 100 else f"{gb:.1f} GB" if gb >= 10 else f"{gb:.2f} GB"
+EXIT_ALERT = 1
 
 
-def duration(seconds: float) -> str:
-    """A rounded duration."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for: seconds between looks, the form, how often, and when to alert."""
+
+    interval: float
+    as_json: bool = False
+    count: int | None = None
+    alert_at: float | None = None
 
 
-def bar(fraction: float, *, ascii_only: bool) -> str:
-    """A bar of `BAR_CELLS` characters."""
-    full, empty = ("#", ".") if ascii_only else ("\u2501", "\u2504")
-    cells = round(min(1.0, max(0.0, fraction)) * BAR_CELLS)
-    return full * cells + empty * (BAR_CELLS - cells)
+def parse_share(text: str) -> float:
+    """A share of a limit: "85%", "85" or "0.85".
+
+    Raises:
+        PippinError: P012 where it is none of more than 0 and at most 100 %.
+    """
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        value = float("nan")
+    share = value if not text.strip().endswith("%") and value <= 1 else value / 100
+    if not 0 < share <= 1:
+        raise PippinError(
+            "P012",
+            f"--alert-at is {text}; it must be a share such as 85%.",
+            remedy="--alert-at 85%",
+        )
+    return share
 
 
-def memory_rows(snapshot: Snapshot) -> list[tuple[str, float | None, str]]:
-    """Rows (name, share in use or None, words)."""
-    system, gpu, process = snapshot.system, snapshot.gpu, snapshot.status.process
-    used = system.total_bytes - system.available_bytes
-    words = f"{gigabytes(used)} of {gigabytes(system.total_bytes)}"
-    rows: list[tuple[str, float | None, str]] = [("system", used / system.total_bytes, words)]
-    if system.swap_used_bytes is not None:
-        rows.append(("swap", None, f"{gigabytes(system.swap_used_bytes)} in use"))
-    if gpu is not None:
-        active = snapshot.metrics.get("memory_active_bytes")
-        in_use = gpu.used_bytes if gpu.used_bytes is not None else active
-        about = "about " if gpu.is_estimate else ""
-        budget = f"{about}{gigabytes(gpu.budget_bytes)}"
-        if in_use is None:
-            rows.append(("GPU", None, f"{budget} may be used"))
+class Monitor:
+    """Looks, remembers, writes the table, and says what is above its share."""
+
+    def __init__(
+        self,
+        look: Callable[[], Snapshot],
+        wishes: Wishes,
+        *,
+        table: CsvFile | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.history = History()
+        self.alerted: list[str] = []
+        self._look, self._wishes, self._table, self._clock = look, wishes, table, clock
+        self._above = False
+
+    def look(self) -> tuple[Snapshot, float, bool]:
+        """A look, its time, and whether something has just passed its share."""
+        snapshot, now = self._look(), self._clock()
+        self.history.add(snapshot, now)
+        self.alerted = alerts(snapshot, self._wishes.alert_at)
+        crossed, self._above = bool(self.alerted) and not self._above, bool(self.alerted)
+        if self._table is not None:
+            self._table.add(csv_row(snapshot, now, self.alerted))
+        return snapshot, now, crossed
+
+    def text(self, snapshot: Snapshot, now: float) -> str:
+        """One line, plain or JSON."""
+        if not self._wishes.as_json:
+            return line(snapshot, now, history=self.history, alerts=self.alerted)
+        data = as_object(snapshot, now)
+        notes = warnings(snapshot, now, self.history)
+        data |= {"alerts": self.alerted, "warnings": notes}
+        return json.dumps(data, allow_nan=False)
+
+
+def watch(monitor: Monitor, wishes: Wishes, console: Console) -> int:
+    """Look as often as was asked for, or until Ctrl-C; returns the exit code."""
+    if console.is_terminal and not wishes.as_json and wishes.count is None:
+        _draw(monitor, wishes, console)
+    count = wishes.count
+    ascii_only = "utf" not in console.encoding.lower()
+    while count is None or count > 0:
+        snapshot, now, _ = monitor.look()
+        if console.is_terminal and not wishes.as_json:
+            shown = view(
+                snapshot,
+                now,
+                alerts=monitor.alerted,
+                width=console.width,
+                ascii_only=ascii_only,
+            )
+            console.print(shown)
         else:
-            rows.append(("GPU", in_use / gpu.budget_bytes, f"{gigabytes(in_use)} of {budget}"))
-    if process is not None:
-        kind = "resident" if process.footprint_bytes is None else "footprint"
-        share = process.memory_bytes / system.total_bytes
-        rows.append(("process", share, f"{gigabytes(process.memory_bytes)} {kind}"))
-    for key, name in (("memory_active_bytes", "run now"), ("memory_peak_bytes", "run peak")):
-        if key in snapshot.metrics:
-            rows.append((name, None, f"{gigabytes(snapshot.metrics[key])} on the device"))
-    return rows
+            print(monitor.text(snapshot, now), flush=True)
+        count = None if count is None else count - 1
+        if count != 0:
+            time.sleep(wishes.interval)
+    return EXIT_ALERT if monitor.alerted else 0
 
 
-# Metric -> (label, how it is shown).
-FIGURES = {
-    "step": ("step", "{:,.0f}"),
-    "loss": ("loss", "{:.4g}"),
-    "val_loss": ("val", "{:.4g}"),
-    "learning_rate": ("lr", "{:.3g}"),
-    "grad_norm": ("grad", "{:.3g}"),
-    "tokens_processed": ("tokens", "{:,.0f}"),
-    "throughput_tokens_per_sec": ("tok/s", "{:,.0f}"),
-    "step_time_sec": ("s/step", "{:.3g}"),
-}
-
-
-def figures(snapshot: Snapshot) -> list[tuple[str, str]]:
-    """(label, value) of every figure that the run has logged."""
-    found = []
-    for key, (label, form) in FIGURES.items():
-        value = snapshot.metrics.get(key)
-        if isinstance(value, (int, float)):
-            found.append((label, form.format(value)))
-    return found
-
-
-def warnings(snapshot: Snapshot, now: float) -> list[str]:
-    """What a person should know now."""
-    system, gpu, notes = snapshot.system, snapshot.gpu, []
-    if system.available_bytes < LOW_FRACTION * system.total_bytes:
-        notes.append(f"only {gigabytes(system.available_bytes)} of memory are left")
-    peak = snapshot.metrics.get("memory_peak_bytes")
-    if gpu is not None and peak is not None and peak > gpu.budget_bytes:
-        notes.append("the run's peak is above what the GPU may use: a smaller micro-batch is safer")
-    stamp = snapshot.metrics.get("timestamp")
-    if snapshot.status.state == "running" and stamp is not None and now - stamp > STALE_S:
-        notes.append(f"the run has logged nothing for {duration(now - stamp)}")
-    return notes
-
-
-def headline(snapshot: Snapshot, now: float) -> str:
-    """Which run this is, and whether it runs."""
-    if snapshot.run is None:
-        return f"no run below ./{RUNS_DIR}"
-    status = snapshot.status
-    words = {
-        "running": f"running, process {status.pid}",
-        "ended": "ended",
-        "elsewhere": f"on {status.host}",
-        "unknown": "no process known",
-    }[status.state]
-    stamp = snapshot.metrics.get("timestamp")
-    age = "" if stamp is None else f", last row {duration(max(0.0, now - stamp))} ago"
-    return f"{snapshot.run}   {words}{age}"
-
-
-def view(snapshot: Snapshot, now: float, *, ascii_only: bool = False) -> Group:
-    """The whole view, at most 80 columns."""
-    table = Table.grid(padding=(0, 2))
-    for name, share, words in memory_rows(snapshot):
-        style = "" if share is None else "red" if share > 0.9 else "yellow" if share > 0.75 else ""
-        shown = "" if share is None else bar(share, ascii_only=ascii_only)
-        percent = "" if share is None else f"{100 * share:3.0f} %"
-        table.add_row(f" {name}", Text(shown, style=style), percent, words)
-    parts: list[Text | Table] = [Text(f" {headline(snapshot, now)}", style="bold"), Text(), table]
-    shown_figures = figures(snapshot)
-    if shown_figures:
-        grid = Table.grid(padding=(0, 2))
-        for first in range(0, len(shown_figures), 4):
-            cells = [c for pair in shown_figures[first : first + 4] for c in pair]
-            grid.add_row(" " + cells[0], *(Text(c, style="") for c in cells[1:]))
-        parts += [Text(), grid]
-    notes = warnings(snapshot, now)
-    if notes:
-        parts += [Text(), *(Text(f" ! {note}", style="yellow") for note in notes)]
-    return Group(*parts)
-
-
-def line(snapshot: Snapshot, now: float) -> str:
-    """The same as one line, for a log."""
-    cells = [time.strftime("%H:%M:%S", time.localtime(now)), headline(snapshot, now)]
-    cells += [f"{name} {words}" for name, _, words in memory_rows(snapshot)]
-    cells += [f"{label} {value}" for label, value in figures(snapshot)]
-    cells += [f"! {note}" for note in warnings(snapshot, now)]
-    return "  ".join(cells)
-
-
-def watch(watcher: Watch, interval: float, *, as_json: bool, count: int | None) -> None:
-    """Look `count` times, or until Ctrl-C."""
-    console = Console()
-    live = console.is_terminal and not as_json and count is None
-    if not live:
-        while count is None or count > 0:
-            snapshot, now = watcher.look(), time.time()
-            if as_json:
-                print(json.dumps(as_object(snapshot, now), allow_nan=False), flush=True)
-            elif console.is_terminal:
-                console.print(view(snapshot, now))
-            else:
-                print(line(snapshot, now), flush=True)
-            count = None if count is None else count - 1
-            if count != 0:
-                time.sleep(interval)
-        return
+def _draw(monitor: Monitor, wishes: Wishes, console: Console) -> None:
+    """Redraw in place until Ctrl-C."""
     ascii_only = "utf" not in console.encoding.lower()
     with Live(console=console, auto_refresh=False) as display:
         while True:
-            shown = view(watcher.look(), time.time(), ascii_only=ascii_only)
+            snapshot, now, crossed = monitor.look()
+            shown = view(
+                snapshot,
+                now,
+                history=monitor.history,
+                alerts=monitor.alerted,
+                width=console.width,
+                ascii_only=ascii_only,
+            )
             display.update(shown, refresh=True)
-            time.sleep(interval)
+            if crossed:
+                console.bell()
+            time.sleep(wishes.interval)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -196,17 +155,26 @@ def main(argv: list[str] | None = None) -> int:
 
     def run() -> int:
         parser = make_parser("tools/memory_monitor.py", __doc__)
-        parser.add_argument("run", nargs="?", help="run name or folder (the newest)")
-        parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds (2)")
-        parser.add_argument("--once", action="store_true", help="look once")
-        parser.add_argument("--json", action="store_true", help="one JSON object a line")
-        parser.add_argument("--debug", action="store_true", help="show tracebacks")
+        add = parser.add_argument
+        add("run", nargs="?", help="run name or folder (the newest)")
+        add("--interval", type=float, default=2.0, metavar="S", help="seconds (2)")
+        add("--once", action="store_true", help="look once")
+        add("--json", action="store_true", help="one JSON object a line")
+        add("--csv", metavar="FILE", help="append each look to a table")
+        add("--alert-at", metavar="SHARE", help="warn and ring at this share of a limit: 85%%")
+        add("--debug", action="store_true", help="show tracebacks")
         args = parser.parse_args(given)
         if not 0.1 <= args.interval <= 3600:
             raise PippinError("P012", f"--interval is {args.interval}; it must be 0.1 to 3600 s.")
+        share = None if args.alert_at is None else parse_share(args.alert_at)
+        wishes = Wishes(args.interval, args.json, 1 if args.once else None, share)
         watcher = Watch(newest_run(RUNS_DIR) if args.run is None else find_run(args.run))
-        watch(watcher, args.interval, as_json=args.json, count=1 if args.once else None)
-        return 0
+        table = None if args.csv is None else CsvFile(Path(args.csv))
+        try:
+            return watch(Monitor(watcher.look, wishes, table=table), wishes, Console())
+        finally:
+            if table is not None:
+                table.close()
 
     return guarded(run, debug="--debug" in given)
 

@@ -5,7 +5,6 @@ deterministic kernels, so that a resumed run equals an uninterrupted one bit for
 """
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.torch_common.device import DTYPES, compile_static, expand_heads
+from backends.torch_common.device import DTYPES, Loss, compile_static, expand_heads
 from core.backend import DeviceInfo, MemoryStats
 from core.config.schema import RunConfig
 
@@ -48,6 +47,7 @@ class CudaPolicy:
         self.compute_dtype = DTYPES[config.train.precision]
         self.loss_chunk_elements = 1 << 28  # 1 GiB of float32
         self.skips_padding = False
+        self.tile_cost = 128  # from FLOP/s over bytes/s of such chips; not measured
         self.key_block = 64
         _use_deterministic_kernels()
         torch.cuda.set_per_process_memory_fraction(config.train.memory_fraction, self.device)
@@ -72,7 +72,7 @@ class CudaPolicy:
         k, v = expand_heads(k, q.shape[1]), expand_heads(v, q.shape[1])
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
-    def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def compile(self, function: Loss) -> Loss:
         return compile_static(function)
 
     def info(self) -> DeviceInfo:

@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from backends import checkpoint_format
-from backends.mlx.failures import Shape, check_scores, explain, shapes_of
+from backends.mlx.failures import Shape, check_scores, explain, explained, shapes_of
 from backends.mlx.losses import pretrain_loss, token_nll
 from backends.mlx.model import KVCache, Transformer
 from backends.mlx.optim import (
@@ -55,6 +55,7 @@ from core.backend import (
 from core.checkpoint import Checkpoint, Meta, check_checkpoint
 from core.config.schema import RunConfig
 from core.errors import EXIT_FAULT, PippinError, all_problems
+from core.machine.speed import PhaseClock
 from core.params import ParamSpec
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -102,10 +103,12 @@ class MlxBackend:
         self._gradients = compiled(self._micro_gradients)
         self._update = compiled(self._apply_gradients)
         self._compiled: set[Shape] = set()
+        self._clock: PhaseClock | None = None
 
     def device_info(self) -> DeviceInfo:
         return describe_device(mx)
 
+    @explained
     def load(self, ckpt: Checkpoint, *, optimizer: bool = True) -> None:
         """Copy a checkpoint in, tensor by tensor, after its names and shapes were checked.
 
@@ -116,7 +119,7 @@ class MlxBackend:
         slots = self._optimizer.slots if wanted else None
         check_checkpoint(ckpt, self.specs, slots)
         for spec in self.specs:
-            keep = self.mode == "train" or spec.group == "vector"
+            keep = self.mode == "train" or spec.group in ("vector", "router")
             value = self._read(ckpt, spec.name)
             self._params[spec.name] = value if keep else value.astype(self.model.dtype)
             # One by one, so that no tensor is held twice for long.
@@ -192,68 +195,97 @@ class MlxBackend:
         self._compiled |= shapes
         return metrics
 
+    def profile_step(self, micro: Sequence[Batch], hyper: StepHyper) -> Mapping[str, float]:
+        """A step as `train_step` takes it, in timed parts; seconds by part.
+
+        MLX computes what is asked for and keeps what is still needed: asking for the objective runs
+        the forward pass alone, asking for the gradients then the backward pass alone. Parts that
+        `train.compile` fuses across that line count where they are first needed.
+        """
+        clock = self._clock = PhaseClock(self.synchronize)
+        try:
+            self.train_step(micro, hyper)
+        finally:
+            self._clock = None
+        return clock.seconds
+
+    def _mark(self, phase: str, *values: Any) -> None:
+        if self._clock is not None:
+            mx.eval(*values)
+            self._clock.mark(phase)
+
     def _train_step(self, micro: Sequence[Batch], hyper: StepHyper) -> Arrays:
         numbers = self._numbers(hyper)
-        if len(micro) == 1:
+        if len(micro) == 1 and self._clock is None:
             placed = self._place(micro[0], step=hyper.step)
             out = self._whole(self._params, self._state, self._scaler_state, placed, numbers)
         else:
-            objective, grads = self._accumulate(micro, hyper.step, numbers)
+            sums, grads = self._accumulate(micro, hyper.step, numbers)
             old = self._params, self._state, self._scaler_state
-            out = self._update(*old, objective, grads, numbers)
+            out = self._update(*old, sums, grads, numbers)
             del grads
         # Before anything is replaced: where this fails, the last good state can still be saved.
         mx.eval(out)
+        self._mark("optimizer")
         self._params, self._state, self._scaler_state, metrics = out
         return metrics
 
     def _accumulate(
         self, micro: Sequence[Batch], step: int, numbers: Arrays
-    ) -> tuple[mx.array, Arrays]:
+    ) -> tuple[Arrays, Arrays]:
         """Sums over the micro-batches, each evaluated before the next one begins."""
-        objective = mx.array(0.0)
+        sums: Arrays = {}
         total: Arrays = {}
         for batch in micro:
             placed = self._place(batch, step=step)
+            self._mark("transfer", placed)
             part, grads = self._gradients(self._params, self._scaler_state, placed, numbers)
             self._install(self._params)
-            objective = objective + part
+            self._mark("forward", part)
+            sums = {k: sums[k] + v for k, v in part.items()} if sums else part
             total = {k: total[k] + g for k, g in grads.items()} if total else grads
             del grads
-            mx.eval(objective, total)
-        return objective, total
+            mx.eval(sums, total)
+            self._mark("backward")
+        return sums, total
 
     def _whole_step(
         self, params: Arrays, state: Arrays, scaler: Arrays, batch: Arrays, numbers: Arrays
     ) -> tuple[Arrays, Arrays, Arrays, Arrays]:
-        objective, grads = self._micro_gradients(params, scaler, batch, numbers)
-        return self._apply_gradients(params, state, scaler, objective, grads, numbers)
+        sums, grads = self._micro_gradients(params, scaler, batch, numbers)
+        return self._apply_gradients(params, state, scaler, sums, grads, numbers)
 
     def _micro_gradients(
         self, params: Arrays, scaler: Arrays, batch: Arrays, numbers: Arrays
-    ) -> tuple[mx.array, Arrays]:
-        """The objective of one micro-batch, which is loss times loss scale, and its gradients."""
+    ) -> tuple[Arrays, Arrays]:
+        """The parts of the objective of one micro-batch, times loss scale, and its gradients."""
         normalizer = numbers["normalizer"]
         coefficient = mx.where(normalizer > 0, scaler["loss_scale"] / normalizer, 0.0)
 
-        def objective(params: Arrays) -> mx.array:
+        def objective(params: Arrays) -> tuple[mx.array, Arrays]:
             self._install(params)
-            return pretrain_loss(self.model, coefficient=coefficient, **batch)
+            loss, balance = pretrain_loss(self.model, coefficient=coefficient, **batch)
+            if balance is None:
+                return loss, {"loss": loss}
+            total = loss + self.config.train.router_aux_loss_coef * balance
+            return total, {"loss": loss, "aux_loss": balance}
 
-        return mx.value_and_grad(objective)(params)
+        (_, parts), grads = mx.value_and_grad(objective)(params)
+        return parts, grads
 
     def _apply_gradients(
         self,
         params: Arrays,
         state: Arrays,
         scaler: Arrays,
-        objective: mx.array,
+        sums: Arrays,
         grads: Arrays,
         numbers: Arrays,
     ) -> tuple[Arrays, Arrays, Arrays, Arrays]:
         """Finite check, norm, clip, decay and update: sections 4, 5 and 7."""
         scale = scaler["loss_scale"]
-        loss, norm = objective / scale, global_norm(grads) / scale
+        shares, norm = {k: v / scale for k, v in sums.items()}, global_norm(grads) / scale
+        loss = shares["loss"]
         ok, scaler = self._scaler.update(scaler, loss, norm, numbers["normalizer"])
         factor = clip_scale(norm, numbers["max_grad_norm"]) / scale
         # A product would keep NaN.
@@ -261,7 +293,7 @@ class MlxBackend:
         params, state = self._optimizer.step(params, grads, state, numbers, ok)
         shown = SCALER_FIELDS if self._scaler.enabled else ("skipped_total", "skipped_in_a_row")
         counters = {k: scaler[k] for k in shown if k != "good_steps"}
-        return params, state, scaler, {"loss": loss, "grad_norm": norm, **counters}
+        return params, state, scaler, {**shares, "grad_norm": norm, **counters}
 
     def _check_tokens(self, *arrays: Int32) -> None:
         size = self.config.model.vocab_size
@@ -308,6 +340,7 @@ class MlxBackend:
     def _install(self, params: Arrays) -> None:
         self.model.update(tree_unflatten(list(params.items())))
 
+    @explained
     def score(self, batch: Batch) -> Scores:
         """Loss of every target and whether it is the most likely token; no dropout, no effect.
 
@@ -334,6 +367,7 @@ class MlxBackend:
             hit=np.array(mx.concatenate(hit)).reshape(shape),
         )
 
+    @explained
     def logits(self, tokens: Int32, segments: Int32 | None = None) -> Float32:
         """Logits float32 `[B, T, V]` of small inputs.
 
@@ -351,6 +385,7 @@ class MlxBackend:
         self.model.reserve(max_len)
         return KVCache(self.config.model, batch_size, max_len, self.model.dtype)
 
+    @explained
     def decode(self, tokens: Int32, lengths: Int32, cache: Cache) -> Float32:
         """Append right-padded tokens to each row and return the logits at its last one.
 

@@ -7,18 +7,14 @@ Legend: B rows, T tokens, S keys, D d_model, H query heads, K key/value heads, D
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from core.backend import (
-    SITE_ATTENTION,
-    SITE_MLP,
-    dropout_site_salt,
-    dropout_threshold,
-)
+from core.backend import dropout_threshold
 from core.config.schema import ModelConfig
 
 if TYPE_CHECKING:
@@ -207,6 +203,11 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(0, 2, 1, 3).flatten(2))  # [B, T, D]
 
 
+def gate_activation(config: ModelConfig) -> Callable[[mx.array], mx.array]:
+    """What the gate of an MLP goes through."""
+    return _silu if config.ffn_activation == "silu" else _gelu
+
+
 class MLP(nn.Module):
     """`down_proj(act(gate_proj(x)) * up_proj(x))`."""
 
@@ -215,7 +216,7 @@ class MLP(nn.Module):
         self.gate_proj = Linear(config.d_model, config.d_ff)
         self.up_proj = Linear(config.d_model, config.d_ff)
         self.down_proj = Linear(config.d_ff, config.d_model)
-        self.act = _silu if config.ffn_activation == "silu" else _gelu
+        self.act = gate_activation(config)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
@@ -227,31 +228,3 @@ def _silu(x: mx.array) -> mx.array:
 
 def _gelu(x: mx.array) -> mx.array:
     return x * (1 + mx.erf(x * math.sqrt(0.5))) * 0.5
-
-
-class DecoderLayer(nn.Module):
-    """One block: attention and MLP, each normed before and dropped out after."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = MLP(config)
-        self.rate = config.dropout
-        self.attention_salt = dropout_site_salt(layer, SITE_ATTENTION)
-        self.mlp_salt = dropout_site_salt(layer, SITE_MLP)
-
-    def __call__(
-        self,
-        x: mx.array,
-        rope: tuple[mx.array, mx.array],
-        mask: Mask,
-        row_keys: mx.array | None = None,
-        cache: "KVCache | None" = None,
-    ) -> mx.array:
-        """`[B, T, D]` to `[B, T, D]`."""
-        y = self.self_attn(self.input_layernorm(x), rope, mask, cache)
-        x = x + dropout(y, row_keys, self.attention_salt, self.rate)
-        y = self.mlp(self.post_attention_layernorm(x))
-        return x + dropout(y, row_keys, self.mlp_salt, self.rate)

@@ -81,7 +81,7 @@ def pretrain_loss(
     coefficient: mx.array,
     segments: mx.array | None = None,
     row_keys: mx.array | None = None,
-) -> mx.array:
+) -> tuple[mx.array, mx.array | None]:
     """`coefficient * sum(weight * nll)` of one micro-batch, differentiable once.
 
     Args:
@@ -94,10 +94,10 @@ def pretrain_loss(
         row_keys: uint32 `[B]` keys of dropout, or None.
 
     Returns:
-        float32 scalar.
+        float32 scalar, and with experts `coefficient` times their `balance_sum`, another one.
     """
-    hidden = model.hidden(tokens, segments, row_keys).flatten(0, 1)  # [N, D]
+    states, balance = model.hidden_and_balance(tokens, segments, row_keys, weights=weights)
+    hidden, targets = states.flatten(0, 1), targets.flatten()  # [N, D], [N]
     chunk = max(1, model.loss_chunk_elements // model.config.vocab_size)
-    return _head_loss(
-        hidden, model.head_weight, targets.flatten(), weights.flatten(), coefficient, chunk
-    )
+    loss = _head_loss(hidden, model.head_weight, targets, weights.flatten(), coefficient, chunk)
+    return loss, None if balance is None else coefficient * balance

@@ -11,7 +11,8 @@ import numpy as np
 from mlx import nn
 from numpy.typing import NDArray
 
-from backends.mlx.layers import DecoderLayer, Embedding, Linear, Mask, RMSNorm, rope_tables
+from backends.mlx.blocks import DecoderLayer
+from backends.mlx.layers import Embedding, Linear, Mask, RMSNorm, rope_tables
 from core.config.schema import ModelConfig
 from core.errors import PippinError
 
@@ -116,7 +117,9 @@ class KVCache:
 
 
 class Transformer(nn.Module):
-    """Decoder of Qwen3's shape (Llama's without `qk_norm`); attribute paths are canonical names.
+    """Decoder of Qwen3's shape, Qwen3-MoE's with experts, Llama's without `qk_norm`.
+
+    Attribute paths are canonical names.
 
     Args:
         config: The architecture.
@@ -180,6 +183,30 @@ class Transformer(nn.Module):
         Returns:
             `[B, T, D]` in the compute dtype.
         """
+        return self.hidden_and_balance(tokens, segments, row_keys, cache, lengths)[0]
+
+    def hidden_and_balance(
+        self,
+        tokens: mx.array,
+        segments: mx.array | None = None,
+        row_keys: mx.array | None = None,
+        cache: KVCache | None = None,
+        lengths: NDArray[np.int32] | None = None,
+        weights: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array | None]:
+        """What `hidden` returns, and how evenly experts are used.
+
+        Args:
+            tokens: As `hidden` takes it.
+            segments: As `hidden` takes it.
+            row_keys: As `hidden` takes it.
+            cache: As `hidden` takes it.
+            lengths: As `hidden` takes it.
+            weights: float32 `[B, T]` weights of the tokens, in training.
+
+        Returns:
+            Hidden states, and the mean of the layers' `balance_sum`: None without experts or weights.
+        """
         t = tokens.shape[1]
         cos, sin = self._rope
         if cache is not None and lengths is not None:
@@ -190,14 +217,17 @@ class Transformer(nn.Module):
             cos, sin, mask = cos[:t], sin[:t], segment_mask(segments)
         rope = cos, sin
         x = self.embed_tokens(tokens, self.dtype)
+        balances: list[mx.array | None] = []
         for layer in self.layers:
             if self.gradient_checkpointing and row_keys is not None:
-                x = _checkpoint(layer, x, rope, mask, row_keys)
+                x, balance = _checkpoint(layer, x, rope, mask, row_keys, weights)
             else:
-                x = layer(x, rope, mask, row_keys, cache)
+                x, balance = layer(x, rope, mask, row_keys, cache, weights)
+            balances.append(balance)
         if cache is not None and lengths is not None:
             cache.advance(lengths)
-        return self.norm(x)
+        known = [b for b in balances if b is not None]
+        return self.norm(x), mx.stack(known).sum() * (1 / len(known)) if known else None
 
     def logits(self, hidden: mx.array) -> mx.array:
         """`[..., D]` to logits float32 `[..., V]`."""
@@ -219,18 +249,21 @@ def _checkpoint(
     rope: tuple[mx.array, mx.array],
     mask: Mask,
     row_keys: mx.array,
-) -> mx.array:
+    weights: mx.array | None,
+) -> tuple[mx.array, mx.array | None]:
     """One block, computed again in the backward pass.
 
-    Parameters are arguments, since `mx.checkpoint` differentiates nothing else. Keys of dropout are
-    captured: they need no gradient, and the same keys give the same mask both times.
+    Parameters are arguments, since `mx.checkpoint` differentiates nothing else. Keys of dropout and
+    weights of tokens are captured: they need no gradient, and the same keys give the same mask both
+    times.
     """
 
-    def block(params: dict[str, Any], x: mx.array) -> mx.array:
+    def block(params: dict[str, Any], x: mx.array) -> list[mx.array]:
         outer = layer.parameters()
         layer.update(params)
-        y = layer(x, rope, mask, row_keys)
+        y, balance = layer(x, rope, mask, row_keys, None, weights)
         layer.update(outer)
-        return y
+        return [y] if balance is None else [y, balance]
 
-    return mx.checkpoint(block)(layer.parameters(), x)
+    out: Any = mx.checkpoint(block)(layer.parameters(), x)
+    return out[0], out[1] if len(out) > 1 else None

@@ -100,7 +100,7 @@ def muon_update(
     """Parameters and momentum of matrices of one shape after one Muon update.
 
     Args:
-        ws: Parameters, float32 `[out, in]` each.
+        ws: Parameters, float32 `[out, in]` each, or `[E, out, in]` of stacked experts, each by itself.
         gs: Their clipped gradients.
         bufs: Their momentum.
         numbers: decay (1 - lr weight_decay), keep, gain, rate: scalars; rate includes Muon's scale.
@@ -116,9 +116,20 @@ def muon_update(
         part = slice(i, i + count)
         updates = [gain * g + keep * buf for g, buf in zip(gs[part], bufs[part])]
         # Iterated together: few large matmuls instead of many small ones.
-        x = newton_schulz(mx.stack(updates), steps, dtype)
+        x = _orthogonal(mx.stack(updates), steps, dtype, ns_elements)
         new += [w * decay - rate * x[j] for j, w in enumerate(ws[part])]
     return new, bufs
+
+
+def _orthogonal(x: mx.array, steps: int, dtype: mx.Dtype, ns_elements: int) -> mx.array:
+    """`newton_schulz` of every matrix of `[..., out, in]`, so many elements at a time."""
+    if x.ndim == 3:
+        return newton_schulz(x, steps, dtype)
+    matrices = x.flatten(0, -3)
+    count = max(1, ns_elements // matrices[0].size)
+    parts = range(0, matrices.shape[0], count)
+    done = [newton_schulz(matrices[i : i + count], steps, dtype) for i in parts]
+    return mx.concatenate(done).reshape(x.shape)
 
 
 class Optimizer:
@@ -214,7 +225,7 @@ class Optimizer:
     def _muon_numbers(
         self, group: str, shape: tuple[int, ...], hyper: Mapping[str, mx.array], ok: mx.array
     ) -> list[mx.array]:
-        out, inner = shape
+        out, inner = shape[-2:]
         rms = 0.2 * math.sqrt(max(out, inner))
         scale = rms if self.config.muon_scale == "rms" else math.sqrt(max(1.0, out / inner))
         return [

@@ -6,7 +6,7 @@ nothing in a step waits for it. World size is 1.
 Legend: B rows, T tokens of a row, V vocab_size.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends import checkpoint_format
-from backends.torch_common.device import DevicePolicy
-from backends.torch_common.failures import Shape, explain, shapes_of
+from backends.torch_common.device import DevicePolicy, Loss
+from backends.torch_common.failures import Shape, explain, explained, shapes_of
 from backends.torch_common.losses import pretrain_loss, token_nll
 from backends.torch_common.model import KVCache, Transformer
 from backends.torch_common.optim import SCALER_FIELDS, LossScaler, Optimizer, global_norm
@@ -39,6 +39,7 @@ from core.backend import (
 from core.checkpoint import Checkpoint, Meta, check_checkpoint
 from core.config.schema import RunConfig
 from core.errors import EXIT_FAULT, PippinError, all_problems
+from core.machine.speed import PhaseClock
 from core.params import ParamSpec, slot_specs
 
 # A batch on the device: tokens, targets, weights, segments, row keys.
@@ -58,6 +59,7 @@ class Saved:
 class TorchBackend:
     """A model on one device, with an optimizer in mode "train"."""
 
+    @explained
     def __init__(
         self, config: RunConfig, specs: Sequence[ParamSpec], policy: DevicePolicy, *, mode: Mode
     ) -> None:
@@ -79,21 +81,24 @@ class TorchBackend:
         else:
             self._to_compute_dtype()
         self._scaler = LossScaler(config.train.precision, policy.device)
-        self._loss: Callable[..., Tensor] = pretrain_loss
+        self._loss: Loss = pretrain_loss
         if config.train.compile and mode == "train":
             self._loss = policy.compile(pretrain_loss)
         self._compiled: set[Shape] = set()
         self._other_shapes = False
+        self._updating = False
+        self._clock: PhaseClock | None = None
 
     def _to_compute_dtype(self) -> None:
         for spec in self.specs:
-            if spec.group != "vector":
+            if spec.group not in ("vector", "router"):
                 param = self._params[spec.name]
                 param.data = param.data.to(self.policy.compute_dtype)
 
     def device_info(self) -> DeviceInfo:
         return self.policy.info()
 
+    @explained
     @torch.no_grad()
     def load(self, ckpt: Checkpoint, *, optimizer: bool = True) -> None:
         """Copy a checkpoint in, tensor by tensor, after its names and shapes were checked.
@@ -177,9 +182,28 @@ class TorchBackend:
             for param in self._params.values():
                 param.grad = None
             compiling = self.config.train.compile and not shapes <= self._compiled
-            raise explain(error, backend=self.name, compiling=compiling) from error
+            intact, self._updating = not self._updating, False
+            raise explain(
+                error, backend=self.name, compiling=compiling, intact=intact
+            ) from error
         self._compiled |= shapes
         return metrics
+
+    def profile_step(self, micro: Sequence[Batch], hyper: StepHyper) -> Mapping[str, float]:
+        """A step as `train_step` takes it, in timed parts; seconds by part.
+
+        What gradient checkpointing computes again is in "backward".
+        """
+        clock = self._clock = PhaseClock(self.synchronize)
+        try:
+            self.train_step(micro, hyper)
+        finally:
+            self._clock = None
+        return clock.seconds
+
+    def _mark(self, phase: str) -> None:
+        if self._clock is not None:
+            self._clock.mark(phase)
 
     def _train_step(
         self, optimizer: Optimizer, micro: Sequence[Batch], hyper: StepHyper
@@ -187,23 +211,36 @@ class TorchBackend:
         numbers = self.policy.place(optimizer.numbers(hyper))
         normalizer, limit = numbers[0, :2].unbind(0)
         scale = self._scaler.state.loss_scale
-        objective = torch.zeros_like(scale)
+        objective = uneven = torch.zeros_like(scale)
         coefficient = torch.where(normalizer > 0, scale / normalizer, objective)
         for batch in micro:
             tokens, targets, weights, segments, keys = self._place(batch, step=hyper.step)
-            part = self._loss(self.model, tokens, targets, weights, coefficient, segments, keys)
-            part.backward()
+            self._mark("transfer")
+            part, balance = self._loss(
+                self.model, tokens, targets, weights, coefficient, segments, keys
+            )
+            self._mark("forward")
             objective = objective + part.detach()
+            if balance is not None:
+                part = part + self.config.train.router_aux_loss_coef * balance
+                uneven = uneven + balance.detach()
+            part.backward()
+            self._mark("backward")
         loss = objective / scale
         grads = optimizer.gather(self._take_grads())
         norm = global_norm(grads) / scale
+        # What follows changes stack after stack in place: cut short, it is no step at all.
+        self._updating = True
         ok = self._scaler.update(loss, norm, normalizer)
         clip = (limit / (norm + 1e-6)).clamp(max=1.0)
         optimizer.step(grads, numbers, ok, clip / scale)
+        self._updating = False
+        self._mark("optimizer")
         state = self._scaler.state
         shown = SCALER_FIELDS if self._scaler.enabled else ("skipped_total", "skipped_in_a_row")
         counters = {k: getattr(state, k) for k in shown if k != "good_steps"}
-        return {"loss": loss, "grad_norm": norm, **counters}
+        experts = {"aux_loss": uneven / scale} if self.config.model.n_experts else {}
+        return {"loss": loss, "grad_norm": norm, **experts, **counters}
 
     def _take_grads(self) -> dict[str, Tensor]:
         grads = {}
@@ -235,6 +272,7 @@ class TorchBackend:
         weights = np.asarray(batch.weights, np.float32)
         return place(tokens), place(targets), place(weights), segments, keys
 
+    @explained
     @torch.no_grad()
     def score(self, batch: Batch) -> Scores:
         """Loss of every target and whether it is the most likely token; no dropout, no effect.
@@ -259,6 +297,7 @@ class TorchBackend:
             hit=torch.cat(hit).view(shape).cpu().numpy(),
         )
 
+    @explained
     @torch.no_grad()
     def logits(self, tokens: Int32, segments: Int32 | None = None) -> Float32:
         """Logits float32 `[B, T, V]` of small inputs.
@@ -280,6 +319,7 @@ class TorchBackend:
         self.model.reserve(max_len)
         return KVCache(self.config.model, batch_size, max_len, self.policy)
 
+    @explained
     @torch.no_grad()
     def decode(self, tokens: Int32, lengths: Int32, cache: Cache) -> Float32:
         """Append right-padded tokens to each row and return the logits at its last one.

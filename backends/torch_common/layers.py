@@ -7,6 +7,7 @@ only the input is kept for the backward pass.
 Legend: B rows, T tokens, S keys, D d_model, H query heads, K key/value heads, Dh head_dim, F d_ff.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.torch_common.device import DevicePolicy, expand_heads
-from core.backend import (
-    SITE_ATTENTION,
-    SITE_MLP,
-    dropout_site_salt,
-    dropout_threshold,
-)
+from core.backend import dropout_threshold
 from core.config.schema import ModelConfig
 
 if TYPE_CHECKING:
@@ -275,6 +271,11 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).flatten(2))  # [B, T, D]
 
 
+def gate_activation(config: ModelConfig) -> Callable[[Tensor], Tensor]:
+    """What the gate of an MLP goes through."""
+    return F.silu if config.ffn_activation == "silu" else F.gelu
+
+
 class MLP(nn.Module):
     """`down_proj(act(gate_proj(x)) * up_proj(x))`."""
 
@@ -283,36 +284,8 @@ class MLP(nn.Module):
         self.gate_proj = Linear(config.d_model, config.d_ff)
         self.up_proj = Linear(config.d_model, config.d_ff)
         self.down_proj = Linear(config.d_ff, config.d_model)
-        self.act = F.silu if config.ffn_activation == "silu" else F.gelu
+        self.act = gate_activation(config)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
         return y
-
-
-class DecoderLayer(nn.Module):
-    """One block: attention and MLP, each normed before and dropped out after."""
-
-    def __init__(self, config: ModelConfig, layer: int, policy: DevicePolicy) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
-        self.self_attn = Attention(config, layer, policy)
-        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = MLP(config)
-        self.rate = config.dropout
-        self.attention_salt = dropout_site_salt(layer, SITE_ATTENTION)
-        self.mlp_salt = dropout_site_salt(layer, SITE_MLP)
-
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        row_keys: Tensor | None = None,
-        cache: "KVCache | None" = None,
-    ) -> Tensor:
-        """`[B, T, D]` to `[B, T, D]`."""
-        y = self.self_attn(self.input_layernorm(x), rope, mask, cache)
-        x = x + dropout(y, row_keys, self.attention_salt, self.rate)
-        y = self.mlp(self.post_attention_layernorm(x))
-        return x + dropout(y, row_keys, self.mlp_salt, self.rate)

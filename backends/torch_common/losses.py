@@ -71,7 +71,7 @@ def pretrain_loss(
     coefficient: Tensor,
     segments: Tensor | None = None,
     row_keys: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """`coefficient * sum(weight * nll)` of one micro-batch, differentiable once.
 
     Args:
@@ -84,9 +84,10 @@ def pretrain_loss(
         row_keys: int32 `[B]` keys of dropout, or None.
 
     Returns:
-        float32 scalar.
+        float32 scalar, and with experts `coefficient` times their `balance_sum`, another one.
     """
-    hidden = model.hidden(tokens, segments, row_keys).flatten(0, 1)  # [N, D]
+    states, balance = model.hidden_and_balance(tokens, segments, row_keys, weights=weights)
+    hidden = states.flatten(0, 1)  # [N, D]
     targets, weights = targets.flatten(), weights.flatten()
     if model.policy.skips_padding:
         kept = weights.nonzero().squeeze(-1)
@@ -94,4 +95,4 @@ def pretrain_loss(
         targets, weights = targets[kept], weights[kept]
     chunk = max(1, model.policy.loss_chunk_elements // model.config.vocab_size)
     loss: Tensor = _HeadLoss.apply(hidden, model.head_weight, targets, weights, coefficient, chunk)
-    return loss
+    return loss, None if balance is None else coefficient * balance

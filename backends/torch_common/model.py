@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backends.torch_common.blocks import DecoderLayer
 from backends.torch_common.device import DevicePolicy
-from backends.torch_common.layers import DecoderLayer, Embedding, Linear, RMSNorm, rope_tables
+from backends.torch_common.layers import Embedding, Linear, RMSNorm, rope_tables
 from core.config.schema import ModelConfig
 from core.errors import PippinError
 
@@ -138,7 +139,10 @@ class KVCache:
 
 
 class Transformer(nn.Module):
-    """Decoder of Qwen3's shape (Llama's without `qk_norm`); attribute paths are canonical names."""
+    """Decoder of Qwen3's shape, Qwen3-MoE's with experts, Llama's without `qk_norm`.
+
+    Attribute paths are canonical names.
+    """
 
     def __init__(
         self, config: ModelConfig, policy: DevicePolicy, *, gradient_checkpointing: bool = False
@@ -188,6 +192,30 @@ class Transformer(nn.Module):
         Returns:
             `[B, T, D]` in the compute dtype.
         """
+        return self.hidden_and_balance(tokens, segments, row_keys, cache, lengths)[0]
+
+    def hidden_and_balance(
+        self,
+        tokens: Tensor,
+        segments: Tensor | None = None,
+        row_keys: Tensor | None = None,
+        cache: KVCache | None = None,
+        lengths: NDArray[np.int32] | None = None,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `hidden` returns, and how evenly experts are used.
+
+        Args:
+            tokens: As `hidden` takes it.
+            segments: As `hidden` takes it.
+            row_keys: As `hidden` takes it.
+            cache: As `hidden` takes it.
+            lengths: As `hidden` takes it.
+            weights: float32 `[B, T]` weights of the tokens, in training.
+
+        Returns:
+            Hidden states, and the mean of the layers' `balance_sum`: None without experts or weights.
+        """
         t = tokens.shape[1]
         cos, sin = self._rope
         if cache is not None and lengths is not None:
@@ -199,18 +227,23 @@ class Transformer(nn.Module):
         rope = cos.unsqueeze(-2), sin.unsqueeze(-2)  # [(B,) T, 1, Dh/2]
         mask = self.policy.prepare_mask(mask, t)
         x = self.embed_tokens(tokens, self.policy.compute_dtype)
+        balances: list[Tensor | None] = []
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 # Nothing random is inside: dropout is a function of row_keys.
-                x = checkpoint(
-                    layer, x, rope, mask, row_keys, use_reentrant=False, preserve_rng_state=False
+                x, balance = checkpoint(
+                    layer,
+                    *(x, rope, mask, row_keys, None, weights),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
                 )
             else:
-                x = layer(x, rope, mask, row_keys, cache)
+                x, balance = layer(x, rope, mask, row_keys, cache, weights)
+            balances.append(balance)
         if cache is not None and lengths is not None:
             cache.advance(lengths)
-        y: Tensor = self.norm(x)
-        return y
+        known = [b for b in balances if b is not None]
+        return self.norm(x), torch.stack(known).sum() * (1 / len(known)) if known else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., D]` to logits float32 `[..., V]`."""

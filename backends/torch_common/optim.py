@@ -45,8 +45,8 @@ def muon_update(
     """Advance `momentum` in place and return what is subtracted from the decayed parameters.
 
     Args:
-        grads: float32 `[N, out, in]`.
-        momentum: float32 `[N, out, in]`.
+        grads: float32 `[N, out, in]`, or `[N, E, out, in]` of stacked experts, each by itself.
+        momentum: float32, of that shape.
         numbers: keep, gain, rate: scalars on the device; rate includes Muon's scale.
         steps: Newton-Schulz steps.
         dtype: dtype of Newton-Schulz.
@@ -55,9 +55,10 @@ def muon_update(
     fresh = grads * gain
     momentum.mul_(keep).add_(fresh)
     update = fresh.add_(momentum * keep)
-    parts = update.split(max(1, NS_ELEMENTS // grads[0].numel()))
+    matrices = update.reshape(-1, *update.shape[-2:])
+    parts = matrices.split(max(1, NS_ELEMENTS // matrices[0].numel()))
     done = [newton_schulz(p, steps, dtype).float() for p in parts]
-    return (torch.cat(done) if len(done) > 1 else done[0]) * rate
+    return (torch.cat(done) if len(done) > 1 else done[0]).view_as(update) * rate
 
 
 def adamw_update(
@@ -128,7 +129,7 @@ class Optimizer:
         c, lr = self.config, hyper.lr[stack.group]
         decay = 1 - lr * hyper.weight_decay[stack.group]
         if stack.muon:
-            out, inner = stack.params[0].shape
+            out, inner = stack.params[0].shape[-2:]
             rms = 0.2 * math.sqrt(max(out, inner))
             scale = rms if c.muon_scale == "rms" else math.sqrt(max(1.0, out / inner))
             b = hyper.momentum

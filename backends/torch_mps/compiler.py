@@ -5,12 +5,13 @@ wrong results were not always errors (pytorch #150454, #152155, #161905).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from backends.torch_common.device import Loss
 from backends.torch_common.optim import global_norm
 from core.errors import PippinError
 
@@ -18,9 +19,7 @@ from core.errors import PippinError
 TOLERANCE = 1e-2
 
 
-def verified(
-    compiled: Callable[..., Tensor], eager: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
+def verified(compiled: Loss, eager: Loss) -> Loss:
     """The compiled loss, which raises P502 where its first result of a shape is not the eager one's.
 
     Args:
@@ -29,7 +28,7 @@ def verified(
     """
     agreed: set[tuple[Any, ...]] = set()
 
-    def loss(model: nn.Module, *args: Tensor | None) -> Tensor:
+    def loss(model: nn.Module, *args: Tensor | None) -> tuple[Tensor, Tensor | None]:
         shapes = tuple(None if x is None else tuple(x.shape) for x in args)
         if shapes not in agreed:
             _compare(figures(eager, model, args), figures(compiled, model, args))
@@ -39,12 +38,11 @@ def verified(
     return loss
 
 
-def figures(
-    function: Callable[..., Tensor], model: nn.Module, args: Sequence[Tensor | None]
-) -> tuple[float, float]:
+def figures(function: Loss, model: nn.Module, args: Sequence[Tensor | None]) -> tuple[float, float]:
     """A loss and the norm of its gradient; no gradient is kept."""
     params = [p for p in model.parameters() if p.requires_grad]
-    value = function(model, *args)
+    value, balance = function(model, *args)
+    value = value if balance is None else value + balance
     grads = torch.autograd.grad(value, params, allow_unused=True)
     return float(value.detach()), float(global_norm([g for g in grads if g is not None]))
 

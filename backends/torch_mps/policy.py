@@ -18,7 +18,6 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.torch_common.device import DTYPES, compile_static
+from backends.torch_common.device import DTYPES, Loss, compile_static
 from backends.torch_common.layers import MASKED, attention, ordered_lookup
 from backends.torch_mps.compiler import verified
 from core.backend import DeviceInfo, MemoryStats
@@ -54,6 +53,7 @@ class MpsPolicy:
         self.compute_dtype = DTYPES[config.train.precision]
         self.loss_chunk_elements = 1 << 25  # 128 MiB of float32
         self.skips_padding = False
+        self.tile_cost = 128  # from FLOP/s over bytes/s of such chips; not measured
         self.key_block = 64
         self._causal_bias: Tensor | None = None
         self._peak_bytes = 0
@@ -110,7 +110,7 @@ class MpsPolicy:
         wanted = max(MIN_BLOCK, -(-t // NUM_BLOCKS))
         return max(1, min(wanted, MAX_ELEMENTS // (rows * s)))
 
-    def compile(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def compile(self, function: Loss) -> Loss:
         return verified(compile_static(function), function)
 
     def info(self) -> DeviceInfo:

@@ -5,11 +5,12 @@
 """
 
 import difflib
+import functools
 import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,12 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from core.config import rates, rules
+from core.config.dialect_flags import translate_flags
+from core.config.dialect_table import BLUEBERRY, MYPT, as_bool
+from core.config.dialects import translate_file
 from core.config.draft import AUTO, Draft, Source
+from core.config.nearest import did_you_mean, nearest_names, typing_errors
+from core.config.presets import find_config
 from core.config.schema import SECTIONS, RunConfig, is_auto_key, key_names
 from core.config.yaml_text import key_lines, parse_yaml
 from core.errors import PippinError, all_problems
@@ -25,29 +31,7 @@ from core.paths import CONFIGS_DIR
 
 MAX_CONFIG_BYTES = 1_000_000
 # What checkpoints from before there was such a key were made with.
-IMPLICIT = {"data.sampling": "contiguous"}
-
-
-def find_config(name_or_path: str) -> Path:
-    """A preset of `configs/` by name, or a file by path.
-
-    Raises:
-        PippinError: P011 if neither exists; lists the presets.
-    """
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    preset = CONFIGS_DIR / f"{name_or_path}.yaml"
-    if "/" not in name_or_path and preset.is_file():
-        return preset
-    presets = sorted(p.stem for p in CONFIGS_DIR.glob("*.yaml"))
-    near = difflib.get_close_matches(name_or_path, presets, n=3)
-    raise PippinError(
-        "P011",
-        f"no file and no preset is called {name_or_path!r}.",
-        choices=near + [p for p in presets if p not in near],
-        remedy=f"python train.py --config {near[0] if near else presets[0]}" if presets else "",
-    )
+IMPLICIT = {"data.sampling": "contiguous", "train.lr_router": 0.0}
 
 
 def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -112,6 +96,10 @@ def load(
     config: str | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    foreign: Mapping[str, str] | None = None,
+    locked: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Draft:
     """Read a configuration and check all of it.
 
@@ -119,6 +107,10 @@ def load(
         config: Preset name or path; None is the defaults alone.
         overrides: `section.key=value` texts; the last of a repeated key wins.
         flags: Dotted keys from first-class flags; they win over the file, and overrides over them.
+        foreign: Flags of other projects, as typed; they win over the file too.
+        locked: Whether the file defines the architecture, so that foreign flags of it are ignored.
+        note: Told how each foreign name was read.
+        warn: Told of each foreign flag that is ignored.
 
     Returns:
         A draft whose values have the right types; some may be "auto".
@@ -130,12 +122,30 @@ def load(
     problems: list[str] = []
     if config is not None:
         path = find_config(config)
+        if config != path.stem and not Path(config).is_file():
+            note(f"{config} is the preset {path.stem}, {path}")
         data, lines = read_config_file(path)
         is_preset = path.parent == CONFIGS_DIR
-        _merge_file(draft, data, lines, path, is_preset=is_preset, problems=problems)
+        reading = translate_file(data, lines, path)
+        for text in reading.notes:
+            note(text)
+        problems += reading.problems
+        _merge_file(
+            draft, reading.data, reading.lines, path, is_preset=is_preset, problems=problems
+        )
     old_lr = draft.values["train.lr"]
     for name, value in (flags or {}).items():
         draft.set(name, value, Source("flag", "--" + name.partition(".")[2]))
+    made = translate_flags(foreign or {}, draft.values, locked=locked, note=note, warn=warn)
+    for name, (flag, value) in made.items():
+        if name in (flags or {}) and (flags or {})[name] != value:
+            raise PippinError(
+                "P012",
+                f"{flag} and {draft.sources[name].where} both give {name}.",
+                remedy="leave out one of them",
+                kept="nothing was started.",
+            )
+        draft.set(name, value, Source("flag", flag))
     for text in overrides:
         name, value = parse_override(text)
         if name not in draft.values:
@@ -195,11 +205,14 @@ def _merge_file(
 
 
 def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(key, key_names(), n=1, cutoff=0.5)
+    tail = key.rpartition(".")[2]
+    foreign = [t.to[0] for d in (MYPT, BLUEBERRY) if (t := d.terms.get(tail)) and t.to]
+    near = nearest_names(key, key_names())
+    if foreign and (not near or typing_errors(key, near[0]) > 1):
+        near = foreign[:1]
     if not near:
-        tail = key.rpartition(".")[2]
         near = [k for k in key_names() if k.rpartition(".")[2] == tail][:1]
-    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else ".")
+    return f"unknown key {key}{did_you_mean(near)}"
 
 
 def check(draft: Draft) -> list[str]:
@@ -236,20 +249,30 @@ def _check_value(name: str, value: Any) -> tuple[str | None, Any]:
         value = float(value)
     if annotation is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)  # 1e6 steps
+    if annotation is bool and isinstance(value, str) and value.casefold() in ("true", "false"):
+        value = as_bool(value)
     if annotation in (int, float) and isinstance(value, str):
         number = _number(value)
         if number is not None:
             return _check_value(name, number)
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(
-            typing.Annotated[annotation, info], config={"strict": True, "allow_inf_nan": False}
-        )
-        return None, adapter.validate_python(value)
+        return None, _adapter(name).validate_python(value)
     except ValidationError as error:
         detail = error.errors()[0]["msg"]
         detail = detail[0].lower() + detail[1:]
         expected = _expected(annotation, auto=is_auto_key(name))
         return f"{name} = {_shown(value)}: {detail}; expected {expected}.", None
+
+
+@functools.cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    """The check of one key's value; making it takes longer than using it."""
+    section, _, key = name.partition(".")
+    info = SECTIONS[section].model_fields[key]
+    annotation: Any = info.annotation
+    return TypeAdapter(
+        typing.Annotated[annotation, info], config={"strict": True, "allow_inf_nan": False}
+    )
 
 
 def _number(text: str) -> int | float | None:

@@ -13,6 +13,7 @@ FOLLOWERS = (
     "train.lr_embed",
     "train.lr_head",
     "train.lr_vector",
+    "train.lr_router",
     "train.min_lr",
 )
 

@@ -12,7 +12,17 @@ def contradictions(known: Mapping[str, Any]) -> list[tuple[str, str]]:
             left out, and rules that need them are not applied.
     """
     found: list[tuple[str, str]] = []
-    for rule in (_heads, _head_dim, _lengths, _steps, _splits, _momentum, _rates, _newton_schulz):
+    for rule in (
+        _heads,
+        _experts,
+        _head_dim,
+        _lengths,
+        _steps,
+        _splits,
+        _momentum,
+        _rates,
+        _newton_schulz,
+    ):
         found += rule(known)
     return found
 
@@ -41,6 +51,27 @@ def _heads(k: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return out
+
+
+def _experts(k: Mapping[str, Any]) -> list[tuple[str, str]]:
+    experts, top_k = k.get("model.n_experts"), k.get("model.top_k")
+    if experts == 1:
+        return [
+            (
+                "model.n_experts",
+                "model.n_experts = 1 is a dense model with a router that chooses nothing; use 0 "
+                "for a dense model, or at least 2.",
+            )
+        ]
+    if experts and top_k and top_k > experts:
+        return [
+            (
+                "model.top_k",
+                f"model.top_k = {top_k} is more than model.n_experts = {experts}; a token goes to "
+                f"at most {experts} experts.",
+            )
+        ]
+    return []
 
 
 def _head_dim(k: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -41,6 +41,8 @@ class ModelConfig(Section):
     n_kv_heads: int = auto("key and value heads; divides n_heads", ge=1, le=1024)
     head_dim: int = auto("width of one head, even", ge=2, le=1024)
     d_ff: int = auto("width of the gated MLP; wins over mlp_multiple", ge=1, le=1_000_000)
+    n_experts: int = key(0, "experts of each block, d_ff wide; 0 is one dense MLP", ge=0, le=1024)
+    top_k: int = key(2, "experts that each token goes to, where n_experts is not 0", ge=1, le=1024)
     mlp_multiple: float = key(4.0, "d_ff as a multiple of d_model where d_ff is auto", gt=0, le=64)
     dropout: float = key(0.0, "dropout on attention and MLP outputs", ge=0, lt=1)
     max_seq_len: int = auto("longest context the model is meant for", ge=2, le=1_048_576)
@@ -105,10 +107,14 @@ class TrainConfig(Section):
     lr_embed: float = auto("rate of the embedding", ge=0, le=10)
     lr_head: float = auto("rate of an untied head", ge=0, le=10)
     lr_vector: float = auto("rate of the norms' gains", ge=0, le=10)
+    lr_router: float = auto("rate of the routers of a mixture of experts", ge=0, le=10)
     schedule: Literal["cosine", "wsd", "linear", "constant"] = key("wsd", "shape after warm-up")
     warmup_steps: int = auto("steps of linear warm-up; less than total_steps", ge=0)
     decay_fraction: float = key(0.5, "share of the run in which wsd decays", gt=0, le=1)
     weight_decay: float = key(0.1, "decoupled weight decay of matrices, embedding and head", ge=0)
+    router_aux_loss_coef: float = key(
+        0.01, "weight of the loss that spreads tokens over experts; 0 is off", ge=0, le=100
+    )
     max_grad_norm: float = key(1.0, "clip of the global gradient norm; 0 is off", ge=0)
     momentum: float = key(0.95, "momentum of muon", ge=0, lt=1)
     momentum_start: float = key(0.85, "momentum of muon at step 1", ge=0, lt=1)

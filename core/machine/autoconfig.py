@@ -1,74 +1,66 @@
 """Resolves every "auto" key once, with its reason.
 
-The size of the model is the smaller of what memory holds and what can see `TOKENS_PER_PARAMETER` tokens
-per parameter: in the steps where their number is given, else in the time, at a measured speed. Keys
-that a file or flag has set are never touched.
+The size of the model is the largest of its tier (core.machine.scaling) that memory holds and that sees
+`TOKENS_PER_PARAMETER` tokens per parameter: in the steps where their number is given, else in the time,
+at a measured speed. With a `Dial` the size is given, and length, batch and rates follow from it
+(core.machine.depth). Keys that a file or flag has set are never touched.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from core.backend import OutOfMemory
 from core.config.draft import Draft, Source
-from core.config.load import build
-from core.config.schema import RunConfig
+from core.config.load import build, nested
+from core.config.schema import ModelConfig, RunConfig
+from core.machine import depth as dials
+from core.machine.depth import Dial
 from core.machine.memory import predict_training_memory
+from core.machine.resolvers import (
+    SIZE,
+    STEP_SHARE,
+    STORY_TOKENS,
+    STORY_VOCAB_SIZE,
+    DataFacts,
+    DeviceFacts,
+    plan_batch,
+    resolve_plain,
+    resolve_rates,
+    resolve_shape,
+    resolve_steps,
+    resolve_windows,
+)
+from core.machine.scaling import (
+    LADDER,
+    MAX_EPOCHS,
+    corpus_bytes,
+    corpus_bytes_for,
+    sizes_of,
+    worth_of_tokens,
+)
 from core.machine.speed import flops_per_token
 from core.params import num_parameters, param_specs
 
+__all__ = [
+    "STEP_SHARE",
+    "STORY_TOKENS",
+    "STORY_VOCAB_SIZE",
+    "TOKENS_PER_PARAMETER",
+    "DataFacts",
+    "DeviceFacts",
+    "resolve_auto",
+    "resolve_early",
+]
+
 TOKENS_PER_PARAMETER = 10
-# Width and depth of the sizes that are tried, smallest first.
-# A model below the first one writes no stories, however many it reads: slower machines train it too.
-LADDER = ((128, 4), (192, 4), (256, 6), (384, 6), (512, 8), (768, 12), (1024, 16))
-STORY_VOCAB_SIZE = 4096
-# Of the longest story in that vocabulary, about.
-STORY_TOKENS = 224
-# Share of the time that goes to steps; the rest is validation, samples and saving (docs/LOG.md).
-STEP_SHARE = 0.95
-# Passes over a text after which a small model only memorises it.
-MAX_EPOCHS = 20
-# Rates of the groups as multiples of train.lr, measured at a width of 128 (docs/LOG.md 2026-11-21).
-# The head's falls with the width, as the sum it scales grows (Yang et al., 2022, arXiv:2203.03466).
-MEASURED_WIDTH = 128
-RATE_MULTIPLIERS = {
-    "untied": {"matrix": 6.0, "embed": 50.0, "head": 25.0, "vector": 5.0},
-    "tied": {"matrix": 4.0, "embed": 2.0, "head": 2.0, "vector": 2.0},
-}
+# By how much the next size may beat the FLOP/s of the one below it, to be worth a look.
+HOPE = 1.7
 
 
-@dataclass(frozen=True)
-class DataFacts:
-    """What is known of the prepared data.
-
-    `fill` is the share of a window's positions that are trained on, the rest is padding; `work` is the
-    share that is computed.
-    """
-
-    vocab_size: int
-    train_tokens: int
-    name: str
-    is_stories: bool
-    fill: float = 1.0
-    work: float = 1.0
-
-
-@dataclass(frozen=True)
-class DeviceFacts:
-    """What is known of the device before a framework is asked."""
-
-    backend: str
-    reason: str
-    is_gpu: bool
-    native_bf16: bool
-    budget_bytes: int
-
-
-def resolve_early(draft: Draft, device: DeviceFacts) -> None:
+def resolve_early(draft: Draft, device: DeviceFacts, dial: Dial | None = None) -> None:
     """What the data needs to know: backend, window length, corpus size."""
     draft.resolve("train.backend", device.backend, device.reason)
     limit = None if draft.is_auto("model.max_seq_len") else draft.values["model.max_seq_len"]
-    _resolve_windows(draft, limit)
+    resolve_windows(draft, limit)
     draft.resolve("model.max_seq_len", draft.values["data.seq_len"], "as data.seq_len")
     if draft.values["data.input_file"] is None and draft.values["data.tokenizer"] in (
         "auto",
@@ -76,24 +68,25 @@ def resolve_early(draft: Draft, device: DeviceFacts) -> None:
     ):
         why = "a token for nearly every word of the stories"
         draft.resolve("model.vocab_size", STORY_VOCAB_SIZE, why)
+    if not draft.is_auto("data.corpus_bytes"):
+        return
     minutes = float(draft.values["train.minutes"])
-    if draft.is_auto("data.corpus_bytes"):
-        per_minute = 16_000_000 if device.is_gpu else 4_000_000
-        size = int(min(max(minutes * per_minute, 4_000_000), 400_000_000))
+    if dial is None or dials.is_given(draft, "train.minutes"):
+        size = corpus_bytes(minutes, is_gpu=device.is_gpu)
         draft.resolve("data.corpus_bytes", size, "about one epoch in the time")
+        return
+    horizon = dials.horizon_tokens(num_parameters(param_specs(_early_model(draft, device))))
+    why = f"{dial.flag}: {horizon / 1e6:,.0f} M tokens in at most 4 epochs"
+    draft.resolve("data.corpus_bytes", corpus_bytes_for(horizon), why)
 
 
-def _resolve_windows(draft: Draft, limit: int | None) -> None:
-    """Stories are read whole: a story whose beginning is missing teaches nothing about its names."""
-    values = draft.values
-    whole = values["data.input_file"] is None and values["data.tokenizer"] in ("auto", "bpe")
-    room = STORY_TOKENS if draft.is_auto("data.seq_len") else int(values["data.seq_len"])
-    whole = whole and min(room, limit or room) >= STORY_TOKENS
-    if whole and values["data.sampling"] in ("auto", "document"):
-        draft.resolve("data.seq_len", STORY_TOKENS, "the longest story")
-        draft.resolve("data.sampling", "document", "each story is read from its beginning")
-    draft.resolve("data.seq_len", min(256, limit or 256), "enough for a few paragraphs")
-    draft.resolve("data.sampling", "contiguous", "the text as it comes")
+def _early_model(draft: Draft, device: DeviceFacts) -> ModelConfig:
+    """The architecture as far as it is known before the text is: for the size of the corpus."""
+    trial = Draft(dict(draft.values), dict(draft.sources))
+    trial.resolve("model.vocab_size", STORY_VOCAB_SIZE, "")
+    resolve_plain(trial, DataFacts(int(trial.values["model.vocab_size"]), 0, "", True), device)
+    resolve_shape(trial, *LADDER[0])
+    return ModelConfig.model_validate(nested(trial.values.items())["model"])
 
 
 def resolve_auto(
@@ -101,6 +94,9 @@ def resolve_auto(
     data: DataFacts,
     device: DeviceFacts,
     measure: Callable[[RunConfig], float] | None,
+    dial: Dial | None = None,
+    *,
+    how: str = "measured",
 ) -> float | None:
     """Resolve everything that is left.
 
@@ -109,167 +105,168 @@ def resolve_auto(
         data: Facts of the prepared data.
         device: Facts of the device.
         measure: Positions per second of a configuration, by a short probe on the backend.
+        dial: What `apply_depth` returned, where `--depth` was given.
+        how: What `measure` does, in a word for the reasons.
 
     Returns:
-        Trained tokens per second of the result, None if nothing had to be measured.
+        Trained tokens per second of the result, None if nothing had to be measured or the model does
+        not fit into memory.
     """
-    _resolve_plain(draft, data, device)
+    resolve_plain(draft, data, device)
+    planner = _Planner(draft, data, device, dial)
     speed = None
     sized = any(draft.is_auto(k) for k in ("model.d_model", "model.n_layers"))
-    if measure is not None and (sized or draft.is_auto("train.total_steps")):
+    if measure is not None and (dial or sized or draft.is_auto("train.total_steps")):
         share = data.fill / data.work
-        speed = _resolve_size(draft, data, device, lambda config: share * measure(config))
-    _resolve_shape(draft, *LADDER[0])
-    _resolve_batch(draft, data)
-    _resolve_steps(draft, data, speed)
-    _resolve_rates(draft)
+        speed = planner.resolve_size(lambda config: share * measure(config), how)
+    resolve_shape(draft, *LADDER[0])
+    planner.resolve_dial()
+    planner.resolve_batch()
+    resolve_steps(draft, data, speed, planner.horizon)
+    resolve_rates(draft, dial)
     return speed
 
 
-def _resolve_plain(draft: Draft, data: DataFacts, device: DeviceFacts) -> None:
-    resolve, values = draft.resolve, draft.values
-    if draft.is_auto("model.vocab_size") or draft.sources["model.vocab_size"].kind == "auto":
-        draft.set("model.vocab_size", data.vocab_size, Source("auto", reason="the tokenizer's"))
-    tied = bool(values["model.tie_embeddings"])
-    resolve("model.embed_init_std", 0.02, "as the matrices; the rate of its own moves it fast")
-    resolve("model.zero_init_outputs", not tied, "tied" if tied else "untied")
-    # An eager step in bfloat16 took 625 ms and in float32 536 ms on an M4 Max (nanochat #685).
-    native = device.native_bf16 and device.backend != "mps"
-    why = "bfloat16 is native here" if native else "bfloat16 is not faster here"
-    resolve("train.precision", "bfloat16" if native else "float32", why)
-    resolve("train.ns_dtype", "float32", "as exact as the rest")
-    compiled = device.backend == "mlx" and device.is_gpu
-    resolve("train.compile", compiled, "whole step on Metal" if compiled else "eager starts sooner")
+class _Planner:
+    """Sizes and batches of one draft, weighed by memory, data and time."""
 
+    def __init__(
+        self, draft: Draft, data: DataFacts, device: DeviceFacts, dial: Dial | None
+    ) -> None:
+        self.draft, self.data, self.dial = draft, data, dial
+        self.tier = device.tier
+        self.budget = device.budget_bytes * float(draft.values["train.memory_fraction"])
+        self.horizon: float | None = None
+        self.too_large = ""  # a size that the forecast let through and the device did not
+        if dial is not None:
+            self.horizon = float(dials.horizon_tokens(_size(self.trial(*LADDER[0]))))
 
-def _resolve_shape(draft: Draft, d_model: int, n_layers: int) -> None:
-    resolve, values = draft.resolve, draft.values
-    resolve("model.d_model", d_model, "size of the ladder")
-    resolve("model.n_layers", n_layers, "size of the ladder")
-    width = int(values["model.d_model"])
-    if draft.is_auto("model.n_heads"):
-        head = 64 if width >= 128 else 32
-        heads = max(width // head, 1)
-        # One head always divides; an odd width is for the rules to refuse.
-        while heads > 1 and (width % heads or (width // heads) % 2):
-            heads -= 1
-        resolve("model.n_heads", heads, f"heads of {width // heads}")
-    resolve("model.n_kv_heads", values["model.n_heads"], "as model.n_heads")
-    resolve("model.head_dim", width // int(values["model.n_heads"]), "d_model / n_heads")
-    d_ff = max(8 * round(float(values["model.mlp_multiple"]) * width / 8), 8)
-    resolve("model.d_ff", d_ff, f"{values['model.mlp_multiple']:.3g} x d_model")
+    def trial(self, d_model: int, n_layers: int) -> RunConfig:
+        """A configuration of one size, to measure and weigh it; its length plays no part.
 
+        Where a step of all rows does not fit into memory, its rows are split over several forward
+        passes, which is the same step.
+        """
+        trial = Draft(dict(self.draft.values), dict(self.draft.sources))
+        trial.resolve("train.total_steps", 1_000_000_000, "")
+        resolve_shape(trial, d_model, n_layers)
+        may_split = trial.is_auto("train.micro_batch_size") and _is_default(
+            trial, "train.grad_accum_steps"
+        )
+        plan_batch(trial, self.data, self.horizon)
+        resolve_steps(trial, self.data, None)
+        resolve_rates(trial)
+        trial.resolve("train.save_dir", "checkpoints/trial", "")
+        config = build(trial)
+        return _split(config, self.budget) if may_split else config
 
-def _resolve_batch(draft: Draft, data: DataFacts) -> None:
-    seq_len = int(draft.values["data.seq_len"])
-    width = int(draft.values["model.d_model"])
-    tokens = 3072 if width < 256 else 8192 if width < 512 else 16_384
-    accum = int(draft.values["train.grad_accum_steps"])
-    rows = max(int(tokens / (seq_len * data.fill * accum)), 1)
-    why = f"about {round(rows * seq_len * data.fill * accum):,} tokens a step"
-    draft.resolve("train.micro_batch_size", rows, why)
+    def resolve_dial(self) -> None:
+        """The rate that goes with the horizon, where there is a dial."""
+        if self.dial is not None and self.horizon is not None:
+            dials.set_rate(self.draft, self.dial, self.horizon, dials.batch_tokens(self.horizon))
 
+    def resolve_batch(self) -> None:
+        """Rows of a micro-batch, and micro-batches of a step."""
+        draft = self.draft
+        if not draft.is_auto("train.micro_batch_size"):
+            return
+        found = self.trial(*LADDER[0]).train
+        rows, parts = found.micro_batch_size, found.grad_accum_steps
+        if parts > 1 and parts != draft.values["train.grad_accum_steps"]:
+            budget = f"{self.budget / 1e9:.1f} GB"
+            why = f"{rows * parts} rows of a step do not fit {budget} at once"
+            draft.set("train.grad_accum_steps", parts, Source("auto", reason=why))
+        tokens = rows * parts * int(draft.values["data.seq_len"]) * self.data.fill
+        draft.resolve("train.micro_batch_size", rows, f"about {round(tokens):,} tokens a step")
 
-def _resolve_steps(draft: Draft, data: DataFacts, speed: float | None) -> None:
-    values = draft.values
-    rows = int(values["train.micro_batch_size"]) * int(values["train.grad_accum_steps"])
-    step_tokens = rows * int(values["data.seq_len"]) * data.fill
-    if draft.is_auto("train.total_steps"):
-        if speed is None:
-            steps, why = max(int(data.train_tokens / step_tokens), 20), "one epoch"
+    def resolve_size(self, measure: Callable[[RunConfig], float], how: str) -> float | None:
+        """Choose the size; returns the speed measured at it, None where it cannot run."""
+        draft = self.draft
+        sized = any(draft.is_auto(k) for k in SIZE)
+        sizes = sizes_of(self.tier) if sized else LADDER[:1]
+        trials = [self.trial(*size) for size in sizes]
+        fitting = [c for c in trials if _memory(c) <= self.budget]
+        if not fitting:
+            if sized:
+                self._note(trials[0], "the smallest", sizes)
+            return None
+        if not sized or not draft.is_auto("train.total_steps"):
+            # The length is known: the largest size that sees enough tokens in these steps.
+            enough = [c for c in fitting if self._is_enough(c, _tokens(c) * self.data.fill)]
+            config = (enough or fitting)[-1 if enough else 0]
+            speed = measure(config)
         else:
-            seconds = 60.0 * float(values["train.minutes"]) * STEP_SHARE
-            steps = max(int(speed * seconds / step_tokens), 20)
-            most = max(int(MAX_EPOCHS * data.train_tokens / step_tokens), 20)
-            epochs = min(steps, most) * step_tokens / data.train_tokens
-            why = (
-                f"{values['train.minutes']:g} min at {speed / 1000:.1f}k tok/s, {epochs:.2g} epochs"
-            )
-            if steps > most:
-                steps, why = most, f"{MAX_EPOCHS} epochs; more would learn this text by heart"
-        draft.resolve("train.total_steps", steps, why)
-    total = int(values["train.total_steps"])
-    warmup = min(100, total // 20)
-    draft.resolve("train.warmup_steps", warmup, "a twentieth of the run, at most 100")
-    least = math.ceil(int(values["train.eval_tokens"]) / step_tokens)
-    tenth = math.ceil(total / 10)
-    draft.resolve("train.ckpt_interval", tenth, "10 checkpoints")
-    # Every checkpoint is validated, to know the best.
-    why = "with each checkpoint" if tenth >= least else "not more tokens than are trained on"
-    draft.resolve("train.eval_interval", max(tenth, least), why)
-
-
-def _resolve_rates(draft: Draft) -> None:
-    values = draft.values
-    lr = float(values["train.lr"])
-    tied = bool(values["model.tie_embeddings"])
-    for group, factor in RATE_MULTIPLIERS["tied" if tied else "untied"].items():
-        if values["train.optimizer"] == "adamw" and group == "matrix":
-            factor = 1.0
-        why = f"{factor:g} x train.lr"
-        if group == "head" and int(values["model.d_model"]) > MEASURED_WIDTH:
-            factor *= MEASURED_WIDTH / int(values["model.d_model"])
-            why += f" x {MEASURED_WIDTH} / model.d_model"
-        draft.resolve(f"train.lr_{group}", float(f"{lr * factor:.6g}"), why)
-    draft.resolve("train.min_lr", 0.1 * lr, "a tenth of train.lr")
-
-
-def _trial(draft: Draft, data: DataFacts, d_model: int, n_layers: int) -> RunConfig:
-    """A configuration of one size, to measure and weigh it; its length plays no part."""
-    trial = Draft(dict(draft.values), dict(draft.sources))
-    trial.resolve("train.total_steps", 1_000_000_000, "")
-    _resolve_shape(trial, d_model, n_layers)
-    _resolve_batch(trial, data)
-    _resolve_steps(trial, data, None)
-    _resolve_rates(trial)
-    trial.resolve("train.save_dir", "checkpoints/trial", "")
-    return build(trial)
-
-
-def _resolve_size(
-    draft: Draft, data: DataFacts, device: DeviceFacts, measure: Callable[[RunConfig], float]
-) -> float:
-    """Choose the rung; returns the speed measured at it."""
-    budget = device.budget_bytes * float(draft.values["train.memory_fraction"])
-    seconds = 60.0 * float(draft.values["train.minutes"]) * STEP_SHARE
-    sized = any(draft.is_auto(k) for k in ("model.d_model", "model.n_layers"))
-    trials = [_trial(draft, data, *rung) for rung in (LADDER if sized else LADDER[:1])]
-    fitting = [c for c in trials if _memory(c) <= budget] or trials[:1]
-    if not sized or not draft.is_auto("train.total_steps"):
-        # The length is known: the largest size that sees enough tokens in these steps.
-        enough = [c for c in fitting if _tokens(c) >= TOKENS_PER_PARAMETER / data.fill * _size(c)]
-        config = (enough or fitting)[-1 if enough else 0]
-        speed = measure(config)
-        _note(draft, config, speed)
+            config, speed = self._largest_in_time(fitting, measure)
+        self._note(config, f"{speed / 1000:.1f}k tok/s {how}", sizes)
         return speed
-    start = 0
-    speed = measure(fitting[start])
-    rate = speed * _flops(fitting[start])  # FLOP/s, which larger sizes reach at least
-    chosen = 0
-    for i, config in enumerate(fitting):
-        if rate / _flops(config) * seconds >= TOKENS_PER_PARAMETER * _size(config):
-            chosen = i
-    while chosen != start:
-        speed = measure(fitting[chosen])
-        if chosen == 0 or speed * seconds >= TOKENS_PER_PARAMETER * _size(fitting[chosen]):
-            break
-        chosen -= 1
-        if chosen == start:
-            speed = rate / _flops(fitting[start])
-    config = fitting[chosen]
-    _note(draft, config, speed)
-    return speed
+
+    def _largest_in_time(
+        self, fitting: Sequence[RunConfig], measure: Callable[[RunConfig], float]
+    ) -> tuple[RunConfig, float]:
+        """The largest that sees enough tokens in the time, at a speed measured at itself.
+
+        Sizes that were not measured are judged by the FLOP/s of the nearest that was. What is chosen
+        is measured, and so is the next one where it is near: larger ones usually reach more FLOP/s.
+        The choice is made again until it stands.
+        """
+        seconds = 60.0 * float(self.draft.values["train.minutes"]) * STEP_SHARE
+        most = MAX_EPOCHS * self.data.train_tokens
+        speeds = {0: measure(fitting[0])}
+
+        def try_size(i: int) -> float:
+            try:
+                return measure(fitting[i])
+            except OutOfMemory:
+                m = fitting[i].model
+                self.too_large = f"{m.d_model} x {m.n_layers} ran out of memory when it was tried"
+                return 0.0
+
+        def sees_enough(i: int, hope: float = 1.0) -> bool:
+            near = min(speeds, key=lambda j: (abs(j - i), j))
+            speed = hope * speeds[near] * _flops(fitting[near]) / _flops(fitting[i])
+            return self._is_enough(fitting[i], min(speed * seconds, most))
+
+        while True:
+            chosen = max((i for i in range(len(fitting)) if sees_enough(i)), default=0)
+            above = chosen + 1
+            if chosen not in speeds:
+                speeds[chosen] = try_size(chosen)
+            elif above < len(fitting) and above not in speeds and sees_enough(above, HOPE):
+                speeds[above] = try_size(above)
+            else:
+                return fitting[chosen], speeds[chosen]
+
+    def _is_enough(self, config: RunConfig, tokens: float) -> bool:
+        worth = worth_of_tokens(tokens, self.data.train_tokens)
+        return worth >= TOKENS_PER_PARAMETER * _size(config)
+
+    def _note(self, config: RunConfig, speed: str, sizes: Sequence[tuple[int, int]]) -> None:
+        size = (config.model.d_model, config.model.n_layers)
+        why = f"{_size(config) / 1e6:.1f} M parameters, {speed}"
+        self.draft.resolve("model.d_model", size[0], why)
+        if self.too_large:
+            why = self.too_large
+        elif size == sizes[-1]:
+            why = f"{self.tier.name}: the largest for this memory"
+        elif size == sizes[0]:
+            why = "the smallest that writes stories"
+        else:
+            why = f"at least {TOKENS_PER_PARAMETER} tokens a parameter"
+        self.draft.resolve("model.n_layers", size[1], why)
 
 
-def _note(draft: Draft, config: RunConfig, speed: float) -> None:
-    size = _size(config)
-    why = f"{size / 1e6:.1f} M parameters, {speed / 1000:.1f}k tok/s measured"
-    values: dict[str, Any] = {
-        "model.d_model": config.model.d_model,
-        "model.n_layers": config.model.n_layers,
-    }
-    for name, value in values.items():
-        draft.resolve(name, value, why)
+def _is_default(draft: Draft, name: str) -> bool:
+    return draft.sources[name].kind == "default"
+
+
+def _split(config: RunConfig, budget: float) -> RunConfig:
+    """The same step in more and smaller micro-batches, until one fits or is a single row."""
+    rows, parts = config.train.micro_batch_size, 1
+    while _memory(config) > budget and config.train.micro_batch_size > 1:
+        parts *= 2
+        update = {"micro_batch_size": max(round(rows / parts), 1), "grad_accum_steps": parts}
+        config = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    return config
 
 
 def _tokens(config: RunConfig) -> int:

@@ -1,6 +1,7 @@
 """Which backend `auto` means on this machine."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from core.backend import Availability
 from core.errors import PippinError
@@ -16,29 +17,49 @@ _REASON = {
 }
 
 
+@dataclass(frozen=True)
+class Remembered:
+    """What `tools/benchmark.py compare` measured on this machine with these versions.
+
+    Attributes:
+        tokens_per_s: Trained tokens per second by backend.
+        date: When, as 2026-11-20.
+        machine: The machine in a word: "Mac" or "machine".
+    """
+
+    tokens_per_s: Mapping[str, float]
+    date: str
+    machine: str = "machine"
+
+
 def choose_backend(
-    available: Mapping[str, Availability], *, is_apple_silicon: bool
+    available: Mapping[str, Availability],
+    *,
+    is_apple_silicon: bool,
+    remembered: Remembered | None = None,
 ) -> tuple[str, str]:
     """Name of the best backend that can run, and why it is that one.
 
     Args:
         available: Every backend by name, as `backends.available()` gives it.
         is_apple_silicon: Whether the machine is a Mac with an Apple chip.
+        remembered: An earlier measurement, which may change the order of those that are chosen
+            from; it never adds one, and never puts the CPU before a GPU: that a small model is faster
+            there says nothing of a larger one.
 
     Raises:
         PippinError: P501 where none can run; says why for each.
     """
     order = _ON_APPLE_SILICON if is_apple_silicon else _ELSEWHERE
-    passed_over: list[str] = []
-    for name in order:
-        state = available.get(name)
-        if state is None:
-            continue
-        if state.ok:
-            return name, "; ".join([_REASON[name], *passed_over])
+    here = [name for name in order if name in available and available[name].ok]
+    if here:
+        measured = _by_measurement(here, remembered)
+        if measured is not None:
+            return measured
         # On a PC the absence of Apple's or NVIDIA's hardware is no news.
-        if is_apple_silicon:
-            passed_over.append(f"not {name}: {state.reason}")
+        better = order[: order.index(here[0])] if is_apple_silicon else ()
+        passed_over = [f"not {n}: {available[n].reason}" for n in better if n in available]
+        return here[0], "; ".join([_REASON[here[0]], *passed_over])
     states = [s for s in available.values() if not s.ok]
     raise PippinError(
         "P501",
@@ -47,3 +68,17 @@ def choose_backend(
         remedy=next((s.remedy for s in states if s.remedy), "pip install torch"),
         kept="nothing was started.",
     )
+
+
+def _by_measurement(here: list[str], remembered: Remembered | None) -> tuple[str, str] | None:
+    """The fastest of the GPU backends that are here, where each of them was measured."""
+    gpus = [name for name in here if name != "cpu"]
+    if remembered is None or len(gpus) < 2:
+        return None
+    speeds = {n: remembered.tokens_per_s[n] for n in gpus if n in remembered.tokens_per_s}
+    if len(speeds) < len(gpus):
+        return None
+    first, second = sorted(gpus, key=lambda n: -speeds[n])[:2]
+    factor = speeds[first] / speeds[second]
+    how = f"{factor:.1f}x" if factor >= 1.05 else "as fast as"
+    return first, f"measured {how} {second} on this {remembered.machine}, {remembered.date}"

@@ -1,20 +1,21 @@
 """Facts of this machine that need no framework: the chip, memory, power, and the backend to use."""
 
-import platform
-import re
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from core.backend import Availability
 from core.errors import PippinError
+from core.machine.apple import apple_facts, mac_cpu, sysctl_values
 from core.machine.autoconfig import DeviceFacts
 from core.machine.choose import choose_backend
-from core.machine.system import gpu_memory, on_apple_silicon, system_memory
+from core.machine.cpu import cpu_facts, limits
+from core.machine.facts import MachineFacts, Power
+from core.machine.nvidia import nvidia_facts
+from core.machine.probe import Probe, this_machine
+from core.machine.scaling import replica_memory_bytes
+
+SYSTEM_NAMES = {"Darwin": "macOS"}
+GPU_BACKENDS = ("mlx", "mps", "cuda")
 
 
 @dataclass(frozen=True)
@@ -25,101 +26,178 @@ class Facts:
     device: DeviceFacts
 
 
-def device_facts(wanted: str | None, available: Mapping[str, Availability]) -> Facts:
+def machine_facts(probe: Probe | None = None, *, folder: str = ".") -> MachineFacts:
+    """All that is known of a machine.
+
+    Args:
+        probe: Where the answers come from; this machine by default.
+        folder: The folder whose disk matters.
+    """
+    probe = this_machine() if probe is None else probe
+    memory = probe.memory()
+    total = None if memory is None else memory.total_bytes
+    allowed = limits(probe, total)
+    on_mac = probe.system == "Darwin"
+    values = sysctl_values(probe) if on_mac else {}
+    apple = apple_facts(probe, values, total) if on_mac else None
+    if apple is not None:
+        total = total or apple.unified_memory_bytes
+    return MachineFacts(
+        system=SYSTEM_NAMES.get(probe.system, probe.system),
+        system_version=probe.system_version(),
+        architecture=probe.architecture,
+        cpu=mac_cpu(probe, values) if on_mac else cpu_facts(probe, allowed),
+        memory_bytes=total,
+        available_bytes=None if memory is None else memory.available_bytes,
+        swap_used_bytes=None if memory is None else memory.swap_used_bytes,
+        limits=allowed,
+        apple=apple,
+        nvidia=None if on_mac else nvidia_facts(probe),
+        power=_power(probe),
+        disk_folder=folder,
+        disk_free_bytes=probe.disk_free(folder),
+    )
+
+
+def device_facts(
+    wanted: str | None, available: Mapping[str, Availability], *, probe: Probe | None = None
+) -> Facts:
     """The device of a run.
 
     Args:
         wanted: Backend that was asked for, None for the best one here.
         available: What `backends.available()` says.
+        probe: Where the machine's answers come from; this machine by default.
 
     Raises:
         PippinError: P501 where no backend is here at all.
     """
+    probe = this_machine() if probe is None else probe
+    is_apple_silicon = probe.system == "Darwin" and probe.architecture == "arm64"
     if wanted is None:
-        name, reason = choose_backend(available, is_apple_silicon=on_apple_silicon())
+        name, reason = choose_backend(available, is_apple_silicon=is_apple_silicon)
     else:
         name, reason = wanted, ""
         if name in available and not available[name].ok:
-            state = available[name]
-            code = "P502" if state.reason.startswith("needs") else "P501"
-            raise PippinError(
-                code,
-                f"backend {name} cannot run here: {state.reason}.",
-                choices=[n for n, a in available.items() if a.ok],
-                remedy=state.remedy,
-                kept="nothing was started.",
-            )
-    memory = system_memory()
-    gpu = gpu_memory(memory) if name in ("mlx", "mps", "cuda") else None
-    is_gpu = name in ("mps", "cuda") or (name == "mlx" and sys.platform == "darwin")
-    budget = gpu.budget_bytes if gpu is not None else memory.total_bytes
-    power = _power()
-    text = f"{chip_name()} · {psutil.cpu_count(logical=False) or psutil.cpu_count()} cores"
-    text += f" · {memory.total_bytes / 1e9:.0f} GB"
-    if gpu is not None:
-        text += f" ({gpu.budget_bytes / 1e9:.1f} GB for the GPU)"
-    text += f" · {_system()}" + (f" · {power}" if power else "")
+            raise _not_here(name, available)
+    facts = machine_facts(probe)
     return Facts(
-        machine=text,
+        machine=describe(facts, name),
         device=DeviceFacts(
             backend=name,
             reason=reason,
-            is_gpu=is_gpu,
-            native_bf16=native_bf16(name),
-            budget_bytes=budget,
+            is_gpu=name in ("mps", "cuda") or (name == "mlx" and facts.system == "macOS"),
+            native_bf16=native_bf16(name, facts),
+            budget_bytes=budget_bytes(name, facts),
+            memory_bytes=replica_memory_bytes(name, facts),
         ),
     )
 
 
-def chip_name() -> str:
-    """Name of the processor: "Apple M3 Pro", "AMD EPYC 9R14"."""
-    if sys.platform == "darwin":
-        return _run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]) or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.M)
-        if match:
-            return " ".join(match.group(1).split())
-    return platform.processor() or platform.machine()
+def _not_here(name: str, available: Mapping[str, Availability]) -> PippinError:
+    state = available[name]
+    return PippinError(
+        "P502" if state.reason.startswith("needs") else "P501",
+        f"backend {name} cannot run here: {state.reason}.",
+        choices=[n for n, a in available.items() if a.ok],
+        remedy=state.remedy,
+        kept="nothing was started.",
+    )
 
 
-def native_bf16(backend: str) -> bool:
+def gpu_budget_bytes(facts: MachineFacts) -> int | None:
+    """What one process may use on the GPU: a Mac's working set, or one card's memory; never a sum."""
+    if facts.apple is not None:
+        return facts.apple.recommended_working_set_bytes
+    return None if facts.nvidia is None else facts.nvidia.replica_memory_bytes
+
+
+def budget_bytes(backend: str, facts: MachineFacts) -> int:
+    """Memory that a run on this backend has to itself.
+
+    Raises:
+        PippinError: P101 where the machine does not say how much memory it has.
+    """
+    gpu = gpu_budget_bytes(facts) if backend in GPU_BACKENDS else None
+    found = gpu if gpu is not None else facts.usable_memory_bytes
+    if found is None:
+        raise PippinError(
+            "P101",
+            "this machine does not say how much memory it has.",
+            remedy="python tools/setup_verification.py   (shows what was found)",
+            kept="nothing was started.",
+        )
+    return found
+
+
+def describe(facts: MachineFacts, backend: str | None = None) -> str:
+    """The machine in one line.
+
+    Args:
+        facts: The machine.
+        backend: The backend of a run, which says whether the GPU's share matters.
+    """
+    cores = facts.cpu.physical_cores or facts.cpu.logical_cores
+    parts = [facts.cpu.name]
+    gpu = None if backend not in (None, *GPU_BACKENDS) else gpu_budget_bytes(facts)
+    if facts.nvidia is not None and gpu is not None:
+        cards = facts.nvidia.gpus
+        count = f"{len(cards)} x " if len(cards) > 1 else ""
+        parts.insert(0, f"{count}{cards[0].name}")
+    if cores is not None:
+        usable, threads = facts.cpu.usable_cores, facts.cpu.logical_cores
+        fewer = usable is not None and threads is not None and usable < threads
+        parts.append(f"{cores} cores" + (f" (limited to {usable} threads)" if fewer else ""))
+    if facts.memory_bytes is not None:
+        text = gib(facts.memory_bytes)
+        if facts.limits.memory_bytes is not None:
+            text += f" (limited to {gib(facts.limits.memory_bytes)})"
+        parts.append(text + (f" ({gib(gpu)} for the GPU)" if gpu is not None else ""))
+    parts.append(system_words(facts))
+    power = power_words(facts.power)
+    return " · ".join([*parts, power] if power else parts)
+
+
+def gib(value: int) -> str:
+    """Bytes as GiB, the unit in which memory is sold: "16 GiB", "11.8 GiB"."""
+    size = value / (1 << 30)
+    return f"{size:.0f} GiB" if abs(size - round(size)) < 0.05 else f"{size:.1f} GiB"
+
+
+def system_words(facts: MachineFacts) -> str:
+    """The system: "macOS 15.5", "Linux x86_64"."""
+    if facts.system == "macOS":
+        return f"macOS {facts.system_version or ''}".strip()
+    return f"{facts.system} {facts.architecture}"
+
+
+def power_words(power: Power) -> str:
+    """Of a machine with a battery, where its power comes from."""
+    if power.battery_percent is None:
+        return ""
+    if power.on_mains is None:
+        return f"battery at {power.battery_percent:.0f} %"
+    if power.on_mains:
+        return "mains"
+    return f"on battery {power.battery_percent:.0f} %: plug in for long runs"
+
+
+def native_bf16(backend: str, facts: MachineFacts) -> bool:
     """Whether the device multiplies bfloat16 at full rate or better than float32.
 
     M1 and M2 run bfloat16 at half the rate of float16 and no faster than float32; M3 and later have
-    it. NVIDIA has it from compute capability 8.0 (asked by nvidia-smi). CPUs stay at float32, where a
-    run is exact across backends.
+    it. NVIDIA has it from compute capability 8.0. CPUs stay at float32, where a run is exact across
+    backends.
     """
-    if backend in ("mlx", "mps") and sys.platform == "darwin":
-        match = re.match(r"Apple M(\d+)", chip_name())
-        return match is not None and int(match.group(1)) >= 3
-    if backend in ("cuda", "mlx"):
-        text = _run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
-        try:
-            return float(text.splitlines()[0]) >= 8.0
-        except (IndexError, ValueError):
-            return False
+    if backend in ("mlx", "mps") and facts.system == "macOS":
+        return facts.apple is not None and (facts.apple.generation or 0) >= 3
+    if backend in ("cuda", "mlx") and facts.nvidia is not None:
+        return all(g.native_bf16 for g in facts.nvidia.gpus)
     return False
 
 
-def _system() -> str:
-    if sys.platform == "darwin":
-        return f"macOS {platform.mac_ver()[0]}"
-    return f"{platform.system()} {platform.machine()}"
-
-
-def _power() -> str:
-    battery = getattr(psutil, "sensors_battery", lambda: None)()
+def _power(probe: Probe) -> Power:
+    battery = probe.battery()
     if battery is None:
-        return ""
-    if battery.power_plugged:
-        return "mains"
-    return f"on battery {battery.percent:.0f} %: plug in for long runs"
-
-
-def _run(command: list[str]) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()
+        return Power(True, None)
+    return Power(battery.plugged, battery.percent)

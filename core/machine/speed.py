@@ -46,6 +46,30 @@ def peak_flops(device: str, precision: str) -> float | None:
     return 1e12 * PEAK_TFLOPS[name][0 if precision == "float32" else 1]
 
 
+class PhaseClock:
+    """Seconds of the parts of a step; the device is waited for at the end of each.
+
+    Args:
+        wait: Waits for the device: a clock that does not, times the handing over of work.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, wait: Callable[[], None], *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.seconds: dict[str, float] = {}
+        self._wait, self._clock = wait, clock
+        wait()
+        self._last = clock()
+
+    def mark(self, phase: str) -> None:
+        """End a part: the time since the last mark, or the start, is its own."""
+        self._wait()
+        now = self._clock()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
 def measure_tokens_per_s(
     backend: Backend,
     config: RunConfig,

@@ -5,12 +5,14 @@ argument, so that the parsing of a Mac's answers is tested anywhere.
 """
 
 import ctypes
+import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import psutil
@@ -22,7 +24,27 @@ _GIB = 1 << 30
 _RUSAGE_INFO_V0 = 0
 _RUSAGE_V0_BYTES = 96
 _FOOTPRINT_OFFSET = 16 + 7 * 8
-_COMMAND_TIMEOUT_S = 3.0
+_COMMAND_TIMEOUT_S = 5.0
+SYSCTL = "/usr/sbin/sysctl"
+# Asks Metal by ctypes. CoreGraphics first: without it a command-line program gets no default device
+# (Apple, MTLCreateSystemDefaultDevice). Both properties are NSUInteger or uint64.
+METAL_QUERY = """
+import ctypes, json
+frameworks = "/System/Library/Frameworks/{0}.framework/{0}"
+ctypes.CDLL(frameworks.format("CoreGraphics"))
+metal = ctypes.CDLL(frameworks.format("Metal"))
+objc = ctypes.CDLL("/usr/lib/libobjc.A.dylib")
+metal.MTLCreateSystemDefaultDevice.restype = ctypes.c_void_p
+device = metal.MTLCreateSystemDefaultDevice()
+objc.sel_registerName.restype = ctypes.c_void_p
+objc.sel_registerName.argtypes = [ctypes.c_char_p]
+send = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, ctypes.c_void_p)(
+    ("objc_msgSend", objc))
+names = ("recommendedMaxWorkingSetSize", "maxBufferLength")
+if device:
+    print(json.dumps({n: send(device, objc.sel_registerName(n.encode())) for n in names}))
+"""
+METAL_COMMAND = (sys.executable, "-I", "-c", METAL_QUERY)
 
 Run = Callable[[Sequence[str]], str | None]
 Rusage = Callable[[int, int, Any], int]
@@ -148,9 +170,35 @@ def gpu_memory(
     Returns:
         None where there is no such GPU.
     """
-    run = _output if run is None else run
     on_mac = on_apple_silicon() if is_apple_silicon is None else is_apple_silicon
+    if on_mac and run is None:
+        recommended, _ = _metal_here()
+        if recommended is not None:
+            return GpuMemory(recommended, None, "Metal's recommended size", is_estimate=False)
+    run = run_command if run is None else run
     return _mac_gpu_memory(system.total_bytes, run) if on_mac else _nvidia_memory(run)
+
+
+def metal_limits(run: Run) -> tuple[int | None, int | None]:
+    """Metal's recommended working set and largest buffer in bytes, None where it does not answer.
+
+    It follows `iogpu.wired_limit_mb` (llmfit #754, seen on an M3) and rises with newer systems: on 16
+    GiB 10.7 GiB before, 11.8 GiB since macOS 15.
+
+    Args:
+        run: Runs a command and returns its output, None if it failed.
+    """
+    try:
+        answer = json.loads(run(METAL_COMMAND) or "")
+        figures = [int(answer[n]) for n in ("recommendedMaxWorkingSetSize", "maxBufferLength")]
+    except (ValueError, KeyError, TypeError):
+        return None, None
+    return figures[0] or None, figures[1] or None
+
+
+@lru_cache(maxsize=1)
+def _metal_here() -> tuple[int | None, int | None]:
+    return metal_limits(run_command)
 
 
 def on_apple_silicon() -> bool:
@@ -161,14 +209,14 @@ def on_apple_silicon() -> bool:
 def recommended_working_set_bytes(total_bytes: int) -> int:
     """Metal's default `recommendedMaxWorkingSetSize`, by the rule that observed machines follow.
 
-    Two thirds of the memory up to 32 GiB, three quarters above (16 GiB: 10.7; 64 GiB: 48). Metal is
-    the authority; this is for a process that loads no framework.
+    Two thirds of the memory up to 32 GiB, three quarters above (16 GiB: 10.7; 64 GiB: 48); newer
+    systems allow more. For where Metal cannot be asked.
     """
     return total_bytes * 2 // 3 if total_bytes <= 32 * _GIB else total_bytes * 3 // 4
 
 
 def _mac_gpu_memory(total_bytes: int, run: Run) -> GpuMemory:
-    text = run(["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"])
+    text = run([SYSCTL, "-n", "iogpu.wired_limit_mb"])
     limit_mib = int(text) if text is not None and text.strip().isdigit() else 0
     if limit_mib > 0:
         return GpuMemory(limit_mib * _MIB, None, "sysctl iogpu.wired_limit_mb", is_estimate=False)
@@ -181,9 +229,12 @@ def _nvidia_memory(run: Run) -> GpuMemory | None:
     """The first card that this process may see."""
     query = "--query-gpu=memory.total,memory.used"
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    if visible:
-        command.append(f"--id={visible}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        first = visible.split(",")[0].strip()
+        if first in ("", "-1", "NoDevFiles"):  # CUDA's way to hide every card
+            return None
+        command.append(f"--id={first}")
     lines = (run(command) or "").strip().splitlines()
     try:
         total, used = (int(part) for part in lines[0].split(","))
@@ -205,11 +256,22 @@ def _proc_pid_rusage() -> Rusage | None:
     return found
 
 
-def _output(command: Sequence[str]) -> str | None:
+def run_command(command: Sequence[str], *, partial: bool = False) -> str | None:
+    """What a command prints, None where it is missing, hangs or fails.
+
+    Args:
+        command: Program and arguments.
+        partial: Keep what a failing command printed.
+    """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
         )
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, ValueError):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 or (partial and done.stdout) else None

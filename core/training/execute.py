@@ -3,27 +3,33 @@
 Nothing of an earlier run is removed before the backend is made and the preflight has passed.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from core.backend import Backend, Batch
+from core.backend import Backend, Batch, OutOfMemory
 from core.checkpoint import Meta, initial_checkpoint
 from core.config.schema import RunConfig
-from core.data.loader import EvalBatches, open_train_loader
-from core.errors import EXIT_SIGINT, EXIT_SIGTERM, PippinError
+from core.data.loader import EvalBatches, TrainLoader, open_train_loader
+from core.errors import EXIT_FAULT, EXIT_SIGINT, EXIT_SIGTERM, PippinError
+from core.machine.pressure import shares_memory
 from core.params import ParamSpec
 from core.training import preflight, resume, summary
 from core.training.console import Console
 from core.training.disk import writing
-from core.training.loop import Loop, not_finite_error
+from core.training.forecast import check_device
+from core.training.guard import Budget, MemoryWatch
+from core.training.loop import Loop
 from core.training.options import Backends
+from core.training.recovery import Live, Makers, Recovery, smaller
 from core.training.run import Outcome, Progressed, Run
 from core.training.runfolder import RunFolder
 from core.training.runlog import METRICS_NAME, RunLog, cut_after, open_tensorboard, write_json
 from core.training.samples import Sampler
 from core.training.saving import mend_best
 from core.training.signals import StopSignals
+from core.training.stops import not_finite_error
 from core.training.textdata import TextData
 
 
@@ -37,6 +43,8 @@ class Job:
         prepared: Its text.
         start: Where it goes on; None for a fresh start.
         stop_step: The step to stop at.
+        budget_bytes: What it may use, watched as it runs; None watches nothing.
+        force: Whether a forecast that does not fit is no reason to stop.
     """
 
     config: RunConfig
@@ -44,6 +52,8 @@ class Job:
     prepared: TextData
     start: resume.ResumePoint | None
     stop_step: int
+    budget_bytes: int | None = None
+    force: bool = False
 
     @property
     def is_new_folder(self) -> bool:
@@ -64,22 +74,63 @@ def execute(job: Job, folder: RunFolder, backends: Backends, console: Console) -
         PippinError: P402 where a check fails, P401 where the run diverges, P307 and P312 for the
             disk.
     """
-    config = job.config
-    backend = backends.load(config.train.backend)(config, job.specs, mode="train")
+    live = Live()
+    make = _makers(job, folder, backends, console)
     try:
+        while True:
+            eval_batches, meta = make.eval_batches(job.config), _meta(job)
+            live.backend = make.backend(job.config)
+            info = live.backend.device_info()
+            check_device(job.config, job.specs, info, force=job.force)
+            try:
+                _load(job, live.backend, backends, meta, next(iter(eval_batches)), console)
+                break
+            except OutOfMemory as error:
+                failure = error.bare()
+            live.close()
+            job = replace(job, config=smaller(job.config, failure, console.warn))
+        state = _open_folder(job, folder, backends, console)
+        return _train(job, folder, live, make, eval_batches, meta, state, console)
+    finally:
+        live.close()
+
+
+def _makers(job: Job, folder: RunFolder, backends: Backends, console: Console) -> Makers:
+    """How the parts of the run are made, at its start and where memory ran out."""
+    prepared = job.prepared
+
+    def backend(config: RunConfig) -> Backend:
+        try:
+            return backends.load(config.train.backend)(config, job.specs, mode="train")
+        except OutOfMemory as error:
+            raise PippinError(
+                "P101",
+                "the weights and the optimizer's state alone do not fit into memory.",
+                found=error.found,
+                remedy="a smaller model.d_model or model.n_layers, or close other programs",
+                exit_code=EXIT_FAULT,
+            ) from None
+
+    def batches(config: RunConfig, start_step: int) -> TrainLoader:
         data = config.data
-        eval_batches = EvalBatches(
-            job.prepared.parts("val", data.sampling, data.seq_len, config.train.seed),
+        parts = prepared.parts("train", data.sampling, data.seq_len, config.train.seed)
+        return open_train_loader(parts, config, start_step=start_step)
+
+    def eval_batches(config: RunConfig) -> EvalBatches:
+        data = config.data
+        return EvalBatches(
+            prepared.parts("val", data.sampling, data.seq_len, config.train.seed),
             batch_size=config.train.micro_batch_size,
             max_tokens=config.train.eval_tokens,
             vocab_size=config.model.vocab_size,
         )
-        meta = _meta(job)
-        _load(job, backend, backends, meta, next(iter(eval_batches)), console)
-        state = _open_folder(job, folder, backends, console)
-        return _train(job, folder, backend, eval_batches, meta, state, console)
-    finally:
-        backend.close()
+
+    def sampler(backend: Backend) -> Sampler | None:
+        if not job.config.train.samples:
+            return None
+        return Sampler(backend, prepared, job.config, console, folder.path)
+
+    return Makers(backend, batches, eval_batches, sampler, backends.open_checkpoint)
 
 
 def _meta(job: Job) -> Meta:
@@ -157,25 +208,24 @@ def _open_folder(job: Job, folder: RunFolder, backends: Backends, console: Conso
 def _train(
     job: Job,
     folder: RunFolder,
-    backend: Backend,
+    live: Live,
+    make: Makers,
     eval_batches: EvalBatches,
     meta: Meta,
     state: Progressed,
     console: Console,
 ) -> int:
-    config, prepared, data = job.config, job.prepared, job.config.data
-    parts = prepared.parts("train", data.sampling, data.seq_len, config.train.seed)
+    prepared = job.prepared
+    if live.backend is None:
+        raise PippinError("P001", "a run without a backend.", exit_code=EXIT_FAULT)
     log = RunLog(folder.logs, tensorboard=open_tensorboard(folder.logs))
-    with (
-        StopSignals() as signals,
-        open_train_loader(parts, config, start_step=state.step + 1) as batches,
-    ):
-        sampler = Sampler(backend, prepared, config, console, folder.path)
+    with StopSignals() as signals, _watch(job) as watch:
+        live.batches = make.batches(job.config, state.step + 1)
         run = Run(
-            config=config,
+            config=job.config,
             specs=job.specs,
-            backend=backend,
-            batches=batches,
+            backend=live.backend,
+            batches=live.batches,
             eval_batches=eval_batches,
             token_bytes=prepared.tokenizer.token_bytes(),
             folder=folder.path,
@@ -186,13 +236,24 @@ def _train(
             state=state,
             stop_step=job.stop_step,
             floor_nats=prepared.floor_nats_per_token,
-            device_name=backend.device_info().device,
-            sample=sampler if config.train.samples else None,
+            device_name=live.backend.device_info().device,
+            sample=make.sampler(live.backend),
+            first_step=state.step,
+            recover=Recovery(live, make, job.start.path if job.start is not None else None),
+            watch=watch,
         )
         outcome = Loop(run).run()
+        live.close_batches()
     if outcome.reason == "not finite":
         raise not_finite_error(run, outcome)
     return _finish(run, outcome, prepared)
+
+
+def _watch(job: Job) -> AbstractContextManager[MemoryWatch | None]:
+    """The watch over memory. A card has memory of its own; a Mac's GPU and a CPU share the whole."""
+    if job.budget_bytes is None:
+        return nullcontext()
+    return MemoryWatch(Budget(job.budget_bytes, shares_memory(job.config.train.backend)))
 
 
 def _finish(run: Run, outcome: Outcome, prepared: TextData) -> int:

@@ -54,6 +54,12 @@ def si(value: float) -> str:
     return f"{value:.0f}"
 
 
+def parameters(total: int, active: int) -> str:
+    """Size of a model, and of what a token uses of it where that is less."""
+    part = f" ({si(active)} active)" if active < total else ""
+    return f"{si(total)} parameters{part}"
+
+
 def gigabytes(num_bytes: float) -> str:
     """Bytes in GB (10^9), or MB below a tenth."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"

@@ -13,40 +13,22 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from core.backend import Lazy
+from core.backend import Lazy, OutOfMemory
 from core.data.loader import StepBatches
 from core.errors import PippinError
 from core.inference.evaluate import Evaluation, evaluate
 from core.machine.speed import flops_per_token, peak_flops
 from core.machine.system import process_memory
 from core.training import format as fmt
+from core.training.cadence import sample_steps, shown_steps
 from core.training.console import Progress, Row
+from core.training.recovery import halved
 from core.training.run import Outcome, Reason, Run, is_better
 from core.training.saving import save
 from core.training.schedule import step_hyper
 
 CHECK_EVERY = 5  # steps between readings of the skip counters
-NUM_ROWS = 40  # rows of a whole run in the terminal
-EARLY_ROWS = (1, 2, 5, 10, 20, 50, 100)
 SLEEP_GAP_S = 30.0
-
-
-def shown_steps(total_steps: int, log_interval: int) -> set[int]:
-    """Log-spaced steps at which the terminal shows a row, about 45 for a run of any length."""
-    shown = {s for s in EARLY_ROWS if s <= total_steps}
-    stride = max(log_interval * math.ceil(total_steps / NUM_ROWS / log_interval), 1)
-    return shown | set(range(stride, total_steps + 1, stride)) | {total_steps}
-
-
-def sample_steps(total_steps: int, count: int) -> set[int]:
-    """Log-spaced steps at which samples are shown, the last step among them."""
-    if count <= 0:
-        return set()
-    if count == 1:
-        return {total_steps}
-    first = min(max(total_steps // 50, 1), total_steps)
-    ratio = (total_steps / first) ** (1 / (count - 1))
-    return {round(first * ratio**i) for i in range(count)}
 
 
 class Loop:
@@ -67,7 +49,7 @@ class Loop:
         # The counter goes on over resumes; what was skipped before has been told.
         self._skipped = self._skipped_told = int(run.meta.backend_state.get("skipped_total", 0))
         self._in_a_row = 0
-        self._first = run.state.step
+        self._first = self._begun = run.state.step
         self._tokens = 0
         # Tokens seen after each of the latest steps, to go back over skipped ones.
         self._seen = deque([(run.state.step, run.state.tokens_seen)], self._unread_steps())
@@ -102,13 +84,22 @@ class Loop:
         )
 
     def _steps(self) -> Reason:
+        while True:
+            try:
+                return self._until_the_end()
+            except OutOfMemory as error:
+                failure = error.bare()
+            self._recover(failure)
+
+    def _until_the_end(self) -> Reason:
         r = self.r
         mark = time.monotonic()
-        for batch in r.batches:
+        # Asked for anew each time: where memory runs out, there are other batches.
+        while (batch := next(r.batches, None)) is not None:
             metrics = self._step(batch)
             step = r.state.step
             now = time.monotonic()
-            if step > self._first + 1:  # the first step compiles and allocates
+            if step > self._begun + 1:  # the first step compiles and allocates
                 self._step_seconds += now - mark
                 self._timed_tokens += batch.tokens
                 self._timed_steps += 1
@@ -129,8 +120,40 @@ class Loop:
                 return "interrupted" if received == signal.SIGINT else "terminated"
             if stop:
                 break
+            self._guard()
             mark = time.monotonic()
         return "done"
+
+    def _guard(self) -> None:
+        """Ask the watch over memory; above its budget a run that swaps is made smaller."""
+        notice = None if self.r.watch is None else self.r.watch.poll()
+        if notice is None:
+            return
+        if notice.kind == "shrink":
+            raise OutOfMemory(notice.text)
+        train = self.r.config.train
+        tip = "close other programs"
+        if (split := halved(train.micro_batch_size, train.grad_accum_steps)) is not None:
+            tip += f", or --micro-batch-size {split[0]} train.grad_accum_steps={split[1]}"
+        self.r.console.warn(f"{notice.text}: {tip}")
+
+    def _recover(self, failure: OutOfMemory) -> None:
+        """Go on with a smaller micro-batch, from the last finished step or the last saved one."""
+        r, begin = self.r, time.monotonic()
+        if r.recover is None:
+            raise failure
+        before = r.state.step
+        r.recover(r, failure)
+        if r.watch is not None:
+            r.watch.reset()
+        if r.state.step < before:
+            self._skipped = self._skipped_told = int(r.meta.backend_state.get("skipped_total", 0))
+            self._in_a_row = 0
+            self._seen.clear()
+            self._seen.append((r.state.step, r.state.tokens_seen))
+        self._begun = r.state.step
+        self._step_seconds, self._timed_tokens, self._timed_steps = 0.0, 0, 0
+        self._add_phase("recovery", begin)
 
     def _saved_first(self, error: PippinError) -> PippinError:
         """Where the disk refused something else than a checkpoint, try to save before the end."""
@@ -233,7 +256,7 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         begin = time.monotonic()
-        self._val = evaluate(self.r.backend, self.r.eval_batches, token_bytes=self.r.token_bytes)
+        self._val = self._score()
         self._val_step = step
         state = self.r.state
         self._val_is_best = is_better(self._val.loss, state.best_val_loss)
@@ -242,6 +265,15 @@ class Loop:
         if not math.isfinite(self._val.loss):
             self.r.console.warn(f"step {step}: the validation loss is not finite")
         self._add_phase("validation", begin)
+
+    def _score(self) -> Evaluation:
+        r = self.r
+        while True:
+            try:
+                return evaluate(r.backend, r.eval_batches, token_bytes=r.token_bytes)
+            except OutOfMemory as error:
+                failure = error.bare()
+            self._recover(failure)
 
     def _log(self, metrics: Mapping[str, Lazy], step: int) -> None:
         r, train = self.r, self.r.config.train
@@ -255,6 +287,8 @@ class Loop:
             self._seconds_a_step = self._step_seconds / self._timed_steps
         self._step_seconds, self._timed_tokens, self._timed_steps = 0.0, 0, 0
         memory = r.backend.memory()
+        if r.watch is not None and memory.active_bytes is not None:
+            r.watch.device_bytes = memory.active_bytes + (memory.cached_bytes or 0)
         own = process_memory(os.getpid())
         process = own.memory_bytes if own is not None else 0
         used = max(memory.active_bytes or 0, process)
@@ -276,6 +310,8 @@ class Loop:
             "mfu": mfu,
             "skipped_total": self._skipped,
         }
+        if "aux_loss" in metrics:
+            row["aux_loss"] = float(metrics["aux_loss"])
         if "loss_scale" in metrics:
             row["loss_scale"] = float(metrics["loss_scale"])
             row["overflows_total"] = float(metrics["overflows_total"])
@@ -344,28 +380,6 @@ class Loop:
         val = self._val if self._val_step >= self.r.state.step else None
         save(self.r, val)
         self._add_phase("saving", begin)
-
-
-def not_finite_error(run: Run, outcome: Outcome) -> PippinError:
-    """The error of a run that was stopped by steps that were not finite."""
-    train = run.config.train
-    tries = []
-    if train.precision == "float16":
-        tries.append("train.precision=bfloat16")
-    tries.append(f"train.lr={train.lr / 2:g}")
-    if train.max_grad_norm == 0 or train.max_grad_norm > 0.5:
-        tries.append("train.max_grad_norm=0.5")
-    kept = f"last good state: {outcome.checkpoint}" if outcome.checkpoint else "nothing was saved."
-    return PippinError(
-        "P401",
-        f"{train.max_skipped_steps} steps in a row were not finite after step "
-        f"{outcome.state.step}; stopped.",
-        found=f"precision {train.precision}, rate of the matrices {train.lr_matrix:g}",
-        choices=tries,
-        remedy=f"python train.py --resume {shlex.quote(str(run.folder))} {tries[0]}",
-        kept=kept,
-        exit_code=1,
-    )
 
 
 def _jsonable(value: Any) -> bool:

@@ -80,3 +80,63 @@ def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]
         weight = beta * weight + (1 - beta)
         out.append((step, total / weight))
     return out
+
+
+def sweep_plot(
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    losses: Mapping[str, float],
+    path: Path,
+    *,
+    title: str,
+) -> Path | None:
+    """The curves of a sweep beside each other, and the last loss over the rate.
+
+    Args:
+        curves: (step, loss) of every run, by its rate as written.
+        losses: Last validation loss by rate; rates without one are left out of the right half.
+        path: PNG to write; its folder is made.
+        title: Name of the sweep.
+
+    Returns:
+        The path, or None where no run has a loss or matplotlib is missing.
+    """
+    if not losses:
+        return None
+    try:
+        from matplotlib import colormaps
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(10, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    order = sorted(curves, key=float)
+    for i, lr in enumerate(order):
+        if curves[lr]:
+            colour = colormaps["viridis"](0.9 * i / max(len(order) - 1, 1))
+            left.plot(*zip(*curves[lr]), color=colour, linewidth=1.5, label=lr)
+    left.set_xlabel("optimizer step")
+    left.set_ylabel("loss in nats a token")
+    left.legend(title="train.lr", frameon=False)
+    points = sorted((float(lr), loss) for lr, loss in losses.items())
+    best = min(points, key=lambda point: point[1])
+    right.plot(*zip(*points), color="#0072B2", marker="o", linewidth=1.2)
+    right.plot(*best, marker="*", markersize=14, color="#D55E00", linestyle="none")
+    right.annotate(
+        f"{best[1]:.3f} at {best[0]:g}",
+        best,
+        textcoords="offset points",
+        xytext=(0, -16),
+        ha="center",
+    )
+    right.set_xscale("log")
+    right.margins(y=0.2)
+    right.set_xlabel("train.lr (log)")
+    right.set_ylabel("last validation loss")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+    figure.suptitle(title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path

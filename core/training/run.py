@@ -1,21 +1,22 @@
 """A run as its parts see it: what it is made of, how far it is, how it ended."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.backend import Backend
+from core.backend import Backend, OutOfMemory
 from core.checkpoint import Meta
 from core.config.schema import RunConfig
 from core.data.loader import EvalBatches, StepBatches
 from core.inference.evaluate import Evaluation
 from core.params import ParamSpec
 from core.training.console import Console
+from core.training.guard import MemoryWatch
 from core.training.runlog import RunLog
 from core.training.signals import StopSignals
 
@@ -66,12 +67,17 @@ class Outcome:
 
 @dataclass
 class Run:
-    """Everything the loop needs; made by `core.training.execute`."""
+    """Everything the loop needs; made by `core.training.execute`.
+
+    `recover` is called where memory ran out: it replaces `config`, `backend`, both kinds of batches and
+    `sample`, and may set `state` back to the last saved step. `events` is what it did; `provisional`
+    is whether the newest checkpoint was written for it, without the validation of its step.
+    """
 
     config: RunConfig
     specs: Sequence[ParamSpec]
     backend: Backend
-    batches: Iterable[StepBatches]
+    batches: Iterator[StepBatches]
     eval_batches: EvalBatches
     token_bytes: NDArray[np.int64]
     folder: Path
@@ -86,3 +92,8 @@ class Run:
     sample: Callable[[int], None] | None = None
     phases: dict[str, float] = field(default_factory=dict)
     checkpoint: Path | None = None
+    first_step: int = 0
+    recover: "Callable[[Run, OutOfMemory], None] | None" = None
+    provisional: bool = False
+    watch: MemoryWatch | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)

@@ -72,6 +72,13 @@ class RunLog:
                     if isinstance(value, (int, float)) and name not in ("step", "timestamp"):
                         self._tensorboard.add_scalar(name, float(value), step)
 
+    def cut_after(self, step: int) -> None:
+        """Drop the rows past a step that the run goes back to."""
+        with writing(self.path):
+            self._file.close()
+            cut_after(self.path, step)
+            self._file = self.path.open("a", encoding="utf-8")
+
     def close(self) -> None:
         """Flush to disk and close."""
         with writing(self.path):

@@ -40,7 +40,9 @@ def _save(run: Run, val: Evaluation | None) -> None:
         "saved_best_step": state.saved_best_step,
     }
     meta = replace(run.meta, step=state.step, tokens_seen=state.tokens_seen, loop=loop)
-    if path not in list_checkpoints(run.folder) or state.step != run.meta.step:
+    written = path in list_checkpoints(run.folder) and state.step == run.meta.step
+    if not written or run.provisional:
+        run.provisional = False
         path = run.backend.save(path, meta, optimizer=True).result()
     run.meta, run.checkpoint = meta, path
     if best:

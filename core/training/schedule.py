@@ -96,4 +96,5 @@ def group_rates(train: TrainConfig) -> dict[str, float]:
         "embed": train.lr_embed,
         "head": train.lr_head,
         "vector": train.lr_vector,
+        "router": train.lr_router,
     }

@@ -7,8 +7,10 @@ the run folder is touched last. Everything that a run needs is checked before st
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+from core.backend import Availability, OutOfMemory
 from core.checkpoint import initial_checkpoint
 from core.config.draft import AUTO, Draft, Source
 from core.config.load import build, from_resolved, load, nested
@@ -16,18 +18,26 @@ from core.config.schema import RunConfig, key_names
 from core.data.mixture import Mixture, open_mixture, parse_mixture
 from core.data.prepare import prepare
 from core.errors import PippinError
-from core.machine import detect
+from core.machine import detect, remembered
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early
+from core.machine.choose import choose_backend
+from core.machine.depth import Dial
 from core.machine.memory import checkpoint_bytes, predict_training_memory
+from core.machine.micro_batch import Probed, settle_micro_batch
 from core.machine.speed import measure_tokens_per_s
-from core.params import ParamSpec, num_parameters, param_specs
+from core.machine.system import on_apple_silicon
+from core.params import ParamSpec, num_active_parameters, num_parameters, param_specs
 from core.training import format as fmt
 from core.training import resume
 from core.training.console import Console
+from core.training.dialling import apply_dial, tell_dial
 from core.training.execute import Job, execute
+from core.training.forecast import memory_lines, refuse_too_large
 from core.training.options import Backends, Options
+from core.training.recovery import smaller
 from core.training.runfolder import RunFolder, next_free_name, refuse_existing
 from core.training.textdata import TextData, text_data
+from core.training.vocabulary import check_vocabulary
 
 PROBE_SECONDS = 2.0
 
@@ -52,15 +62,17 @@ class Session:
             )
         start = self._resume_point()
         draft = self._draft(start)
+        dial = apply_dial(draft, self.options, start, self.console)
         device = self._device(draft)
         if self.options.max_steps is not None and draft.is_auto("train.total_steps"):
             draft.set("train.total_steps", self.options.max_steps, Source("flag", "--max-steps"))
         if self.options.manual_config:
             self._require_complete(draft)
         mixture = self._mixture(draft)
-        resolve_early(draft, device)
+        resolve_early(draft, device, dial)
         prepared = self._prepare(draft, start, mixture)
-        speed, fill = self._resolve(draft, prepared, device)
+        speed, fill = self._resolve(draft, prepared, device, dial)
+        self._settle_memory(draft, device)
         folder = self._folder(draft, start)
         config = build(draft)
         if start is not None:
@@ -71,6 +83,7 @@ class Session:
         stop_step = self._stop_step(draft, start)
         specs = param_specs(config.model)
         self.console.decided(draft)
+        tell_dial(draft, dial, specs, fill, self.console)
         self._forecast(config, specs, device, speed, fill, stop_step)
         if self.options.dry_run:
             self.console.print(
@@ -78,7 +91,8 @@ class Session:
                 always=True,
             )
             return 0
-        job = Job(config, specs, prepared, start, stop_step)
+        budget = int(device.budget_bytes * config.train.memory_fraction)
+        job = Job(config, specs, prepared, start, stop_step, budget, self.options.force)
         if job.is_new_folder:
             refuse_existing(folder, overwrite=self.options.overwrite)
         with RunFolder(folder) as run_folder:
@@ -107,9 +121,8 @@ class Session:
     def _draft(self, start: resume.ResumePoint | None) -> Draft:
         o = self.options
         if start is None:
-            config = o.config or (None if o.manual_config else "quickstart")
-            return load(config=config, overrides=o.overrides, flags=o.flags())
-        asked = load(config=o.config, overrides=o.overrides, flags=o.flags())
+            return self._load(o.config or (None if o.manual_config else "quickstart"))
+        asked = self._load(o.config)
         resume.refuse_flags(start, asked)
         draft = from_resolved(start.meta.config, str(start.path))
         for name, source in asked.sources.items():
@@ -119,6 +132,18 @@ class Session:
         given = {n for n, s in asked.sources.items() if s.kind != "default"}
         resume.follow(draft, given, start.meta.config)
         return draft
+
+    def _load(self, config: str | None) -> Draft:
+        o = self.options
+        return load(
+            config=config,
+            overrides=o.overrides,
+            flags=o.flags(),
+            foreign=o.foreign,
+            locked=o.locked,
+            note=lambda text: self.console.fact("read as", text),
+            warn=self.console.warn,
+        )
 
     def _device(self, draft: Draft) -> DeviceFacts:
         wanted = None if draft.is_auto("train.backend") else str(draft.values["train.backend"])
@@ -130,12 +155,31 @@ class Session:
             for name in ("train.backend", *resume.DERIVED["train.backend"]):
                 if draft.sources[name].kind == "checkpoint":
                     draft.set(name, AUTO, Source("default"))
+        measured = ""
+        if wanted is None:
+            wanted, measured = self._measured_backend(available)
         facts = detect.device_facts(wanted, available)
+        if measured:
+            facts = replace(facts, device=replace(facts.device, reason=measured))
         self.console.fact(facts.machine.splitlines()[0], "") if facts.machine else None
-        reason = source.where if wanted else facts.device.reason
+        reason = f"auto: {facts.device.reason}" if facts.device.reason else source.where
         versions = " ".join(f"{k} {v}" for k, v in available[facts.device.backend].versions.items())
         self.console.fact("backend", f"{facts.device.backend}  {versions} ({reason or 'given'})")
         return facts.device
+
+    def _measured_backend(self, available: dict[str, Availability]) -> tuple[str | None, str]:
+        """The backend that an earlier comparison on this machine found fastest, and why."""
+        if not remembered.is_there():
+            return None, ""
+        found, note = remembered.recall(remembered.machine_of(detect.machine_facts(), available))
+        if note:
+            self.console.warn(note)
+        if found is None:
+            return None, ""
+        name, reason = choose_backend(
+            available, is_apple_silicon=on_apple_silicon(), remembered=found
+        )
+        return (name, reason) if found.date in reason else (None, "")
 
     def _require_complete(self, draft: Draft) -> None:
         """--manual-config: what depends on the data alone may stay open, nothing else."""
@@ -193,6 +237,8 @@ class Session:
             )
         for note in prepared.notes:
             self.console.warn(note)
+        if start is None:
+            check_vocabulary(draft, prepared.tokenizer.vocab_size, self.console)
         draft.resolve("data.tokenizer", prepared.tokenizer.kind, prepared.tokenizer_reason)
         return text_data(prepared, values["data.input_file"], mixture)
 
@@ -203,7 +249,7 @@ class Session:
         return str(draft.values["data.tokenizer"])
 
     def _resolve(
-        self, draft: Draft, prepared: TextData, device: DeviceFacts
+        self, draft: Draft, prepared: TextData, device: DeviceFacts, dial: Dial | None
     ) -> tuple[float | None, float]:
         """Resolve what is left; returns tokens/s where measured, and the share that is no padding."""
         values = draft.values
@@ -221,11 +267,35 @@ class Session:
             return self._measure(config, math.ceil(facts.work * config.data.seq_len))
 
         automatic = not self.options.manual_config
-        speed = resolve_auto(draft, facts, device, measure if automatic else None)
+        speed = resolve_auto(draft, facts, device, measure if automatic else None, dial)
         draft.resolve("train.save_dir", str(next_free_name(prepared.name)), "next free name")
         return speed, facts.fill
 
+    def _settle_memory(self, draft: Draft, device: DeviceFacts) -> None:
+        """The largest micro-batch that fits; a real step confirms it where a run will follow."""
+        budget = int(device.budget_bytes * float(draft.values["train.memory_fraction"]))
+        looks = self.options.dry_run or self.options.print_config or self.options.force
+        settle_micro_batch(
+            draft,
+            budget_bytes=budget,
+            probe=None if looks else self._probe_step,
+            warn=self.console.warn,
+        )
+
+    def _probe_step(self, config: RunConfig, limit_bytes: int) -> Probed:
+        with self.console.phase("memory", "trying a step in a process of its own"):
+            return self.backends.probe_step(config, limit_bytes)
+
     def _measure(self, config: RunConfig, length: int) -> float:
+        """Positions per second, with fewer rows at once where memory does not suffice."""
+        while True:
+            try:
+                return self._measure_once(config, length)
+            except OutOfMemory as error:
+                failure = error.bare()
+            config = smaller(config, failure, self.console.warn)
+
+    def _measure_once(self, config: RunConfig, length: int) -> float:
         specs = param_specs(config.model)
         with self.console.phase("speed", "measuring this machine"):
             backend = self.backends.load(config.train.backend)(config, specs, mode="train")
@@ -285,25 +355,23 @@ class Session:
         t = config.train
         rows = stop_step * t.micro_batch_size * t.grad_accum_steps
         tokens = round(rows * config.data.seq_len * fill)
-        parts = [f"{fmt.si(num_parameters(specs))} parameters", f"{fmt.si(tokens)} tokens"]
+        size = fmt.parameters(num_parameters(specs), num_active_parameters(specs))
+        parts = [size, f"{fmt.si(tokens)} tokens"]
         if speed is not None:
             minutes = tokens / speed / 60
             parts.append(f"about {fmt.duration(60 * minutes)}")
         memory = f"memory {fmt.gigabytes(forecast.total)} of {fmt.gigabytes(budget)}"
         self.console.fact("will take", " · ".join([*parts, memory, f"disk {fmt.gigabytes(disk)}"]))
-        if forecast.total > budget and not self.options.force:
-            sizes = [f"{name} {fmt.gigabytes(n)}" for name, n in forecast.parts().items()]
-            rows = max(t.micro_batch_size // 2, 1)
-            raise PippinError(
-                "P101",
-                f"a step needs about {fmt.gigabytes(forecast.total)}, and this run may use "
-                f"{fmt.gigabytes(budget)}.",
-                found="largest parts: " + " · ".join(sizes[:3]),
-                choices=(
-                    f"train.micro_batch_size={rows} "
-                    f"train.grad_accum_steps={t.grad_accum_steps * 2} (same result)",
-                    "train.gradient_checkpointing=true",
-                    "--force",
-                ),
-                kept="nothing was started.",
+        if self.options.dry_run:
+            for label, line in zip(("memory", "", ""), memory_lines(config, specs)):
+                self.console.fact(label, line)
+            if speed is None:
+                why = "train.total_steps is given, so nothing depends on the speed"
+                self.console.fact("time", f"not measured: {why}")
+            self.console.fact(
+                "disk",
+                f"{fmt.gigabytes(disk)}: {config.train.ckpt_keep} checkpoints and the best, "
+                f"{fmt.gigabytes(checkpoint_bytes(config, specs))} each",
             )
+        if not self.options.force:
+            refuse_too_large(config, specs, budget)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from core.errors import PippinError
 from core.inference.evaluate import probe_skills
 from core.inference.text import printable
-from core.params import num_parameters
+from core.params import num_active_parameters, num_parameters
 from core.training import format as fmt
 from core.training.console import Console
 from core.training.disk import writing
@@ -102,6 +102,7 @@ def summarize(
         "session_tokens_per_sec": outcome.tokens / outcome.seconds if outcome.seconds else None,
         "seconds_by_phase": dict(outcome.seconds_by_phase),
         "parameters": num_parameters(run.specs),
+        "active_parameters": num_active_parameters(run.specs),
         "final_loss": losses[-1] if losses else None,
         "best_loss": min(losses, default=None),
         "avg_loss": statistics.fmean(losses) if losses else None,
@@ -113,6 +114,11 @@ def summarize(
         "val_bits_per_byte": outcome.final.bits_per_byte if outcome.final else None,
         "floor_bits_per_byte": prepared.floor_bits_per_byte,
         "skipped_steps": outcome.skipped_steps,
+        "micro_batch_size": run.config.train.micro_batch_size,
+        "grad_accum_steps": run.config.train.grad_accum_steps,
+        "out_of_memory": list(run.events),
+        "peak_memory_bytes": None if run.watch is None else run.watch.guard.peak_bytes or None,
+        "swap_growth_bytes": None if run.watch is None else run.watch.guard.swap_grown_bytes,
         "skills": {k: {"right": r, "asked": n} for k, (r, n) in exam.items()},
         "chance": dict(prepared.chances()) if exam else {},
         "checkpoint": str(outcome.checkpoint) if outcome.checkpoint else None,
@@ -152,7 +158,7 @@ def _print(
     console.block("loss", [_loss_line(outcome, data)])
     if exam:
         console.skills(exam, prepared.chances())
-    notes = _notes(outcome, console.warnings)
+    notes = _notes(outcome, console.warnings, run.events)
     if notes:
         console.block("notes", notes)
     files = []
@@ -181,8 +187,16 @@ def _loss_line(outcome: Outcome, data: Mapping[str, Any]) -> str:
     return "   ".join(parts)
 
 
-def _notes(outcome: Outcome, warnings: Sequence[str]) -> list[str]:
+def _notes(
+    outcome: Outcome, warnings: Sequence[str], events: Sequence[Mapping[str, Any]]
+) -> list[str]:
     notes = []
+    if events:
+        last, places = events[-1], list(dict.fromkeys(str(e["when"]) for e in events))
+        notes.append(
+            f"memory ran out {', '.join(places)}: micro-batches of {last['micro_batch_size']} rows, "
+            f"{last['grad_accum_steps']} a step, since then"
+        )
     if outcome.skipped_steps:
         notes.append(f"{outcome.skipped_steps} steps were not finite and were skipped")
     other = {k: v for k, v in outcome.seconds_by_phase.items() if k != "steps"}

@@ -52,15 +52,19 @@ def mac(project, machine):
     script(project / "fake" / "python3", PYTHON.format(old=0, machine=machine))
 
 
-def setup(project, *args):
-    """Run it; returns the exit code, stderr, and the installing calls."""
-    done = subprocess.run(
+def run(project, *args, **env):
+    return subprocess.run(
         ["./setup.sh", *args],
         cwd=project,
-        env={"PATH": str(project / "fake"), "HOME": os.environ.get("HOME", "/")},
+        env={"PATH": str(project / "fake"), "HOME": os.environ.get("HOME", "/")} | env,
         capture_output=True,
         text=True,
     )
+
+
+def setup(project, *args):
+    """Run it; returns the exit code, stderr, and the installing calls."""
+    done = run(project, *args)
     calls = project / "calls"
     return done.returncode, done.stderr, calls.read_text() if calls.exists() else ""
 
@@ -111,3 +115,43 @@ def test_an_intel_python_on_apple_silicon_is_refused(project, with_uv):
     assert "install" not in calls
     mac(project, "arm64")
     assert setup(project)[0] == 0
+
+
+def test_it_ends_with_a_test_of_the_accelerator_and_the_next_command(project):
+    done = run(project)
+    assert done.returncode == 0, done.stderr
+    assert (project / "calls").read_text().splitlines()[-1] == (
+        "python tools/setup_verification.py --quick"
+    )
+    assert done.stdout.splitlines()[-1].split() == ["next", ".venv/bin/python", "train.py"]
+    assert run(project).stdout == done.stdout.splitlines(keepends=True)[-1]
+    assert run(project, MAKELEVEL="1").stdout == ""  # make goes on by itself
+
+
+def test_tests_and_checks_are_set_up_without_it(project):
+    assert setup(project, "dev")[0] == 0
+    assert "setup_verification" not in (project / "calls").read_text()
+
+
+@pytest.mark.parametrize("with_uv", [False, True])
+def test_a_self_test_that_fails_is_loud_and_is_run_again(project, with_uv):
+    if with_uv:
+        script(project / "fake" / "uv", UV)
+    broken = PYTHON.replace(
+        "  *version_info*)", "  *setup_verification*) exit 1 ;;\n  *version_info*)"
+    )
+    script(project / "fake" / "python3", broken.format(old=0, machine="x86_64"))
+    for _ in range(2):
+        code, err, _ = setup(project)
+        assert code == 1 and err.startswith("P402") and "tools/setup_verification.py" in err
+    script(project / ".venv" / "bin" / "python", PYTHON.format(old=0, machine="x86_64"))
+    assert setup(project)[0] == 0
+
+
+@pytest.mark.parametrize(("step", "code"), [("-m venv", 2), ("pip install", 2)])
+def test_a_step_that_fails_ends_it(project, step, code):
+    broken = PYTHON.replace("  *version_info*)", f"  *'{step}'*) exit 1 ;;\n  *version_info*)")
+    script(project / "fake" / "python3", broken.format(old=0, machine="x86_64"))
+    done = run(project)
+    assert done.returncode == code and done.stderr.startswith("P502")
+    assert "next" not in done.stdout

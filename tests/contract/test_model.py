@@ -29,6 +29,15 @@ VARIANTS = [
     {"model__qk_norm": False, "model__ffn_activation": "gelu", "model__rope_theta": 500.0},
     {"model__n_kv_heads": 4, "model__norm_eps": 1e-2},
     {"model__n_kv_heads": 1, "train__gradient_checkpointing": True},
+    {"model__n_experts": 5, "train__router_aux_loss_coef": 3.0},
+    {
+        "model__n_experts": 3,
+        "model__top_k": 3,
+        "model__ffn_activation": "gelu",
+        "train__gradient_checkpointing": True,
+        "train__router_aux_loss_coef": 3.0,
+    },
+    {"model__n_experts": 4, "model__top_k": 1, "model__tie_embeddings": False},
 ]
 
 
@@ -114,10 +123,16 @@ def test_gradients_equal_the_reference(make, overrides):
     metrics = backend.train_step([batch], hyper)
     total = hyper.normalizer
 
-    def loss(p):
-        return model_np.loss(p, batch, config.model, normalizer=total, seed=config.train.seed)
+    def losses(p):
+        return model_np.losses(p, batch, config.model, normalizer=total, seed=config.train.seed)
 
-    assert abs(float(metrics["loss"]) - loss(params)) < 2e-6 * loss(params)
+    def loss(p):
+        nll, aux = losses(p)
+        return nll + config.train.router_aux_loss_coef * aux
+
+    nll, aux = losses(params)
+    assert abs(float(metrics["loss"]) - nll) < 2e-6 * nll
+    assert abs(float(metrics.get("aux_loss", 0.0)) - aux) <= 2e-6 * aux
     state = snapshot(backend)
     rng = np.random.default_rng(2)
     for name, value in params.items():

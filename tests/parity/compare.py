@@ -217,7 +217,8 @@ class FixedGradients:
 
         def objective(model: Any, **_: Any) -> Any:
             params = dict(tree_flatten(model.parameters()))
-            return sum((params[name] * mx.array(g)).sum() for name, g in self.current.items())
+            parts = [(params[name] * mx.array(g)).sum() for name, g in self.current.items()]
+            return sum(parts), None
 
         yield from _patched(module, "pretrain_loss", objective)
 
@@ -226,7 +227,8 @@ class FixedGradients:
 
         def objective(model: Any, *_: Any) -> Any:
             params = dict(model.named_parameters())
-            return sum((params[n] * torch.from_numpy(g)).sum() for n, g in self.current.items())
+            parts = [(params[n] * torch.from_numpy(g)).sum() for n, g in self.current.items()]
+            return sum(parts), None
 
         yield from _patched(backend, "_loss", objective)
 

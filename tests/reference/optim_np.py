@@ -61,7 +61,10 @@ class Optimizer:
         b = hyper.momentum
         buf = b * self._slot("momentum", name, g) + (1 - b) * g
         self.state[f"optim/momentum/{name}"] = buf
-        rows, cols = g.shape
+        rows, cols = g.shape[-2:]
         rms = 0.2 * np.sqrt(max(rows, cols))
         scale = rms if self.config.muon_scale == "rms" else np.sqrt(max(1.0, rows / cols))
-        return scale * newton_schulz((1 - b) * g + b * buf, self.config.ns_steps)
+        nesterov = (1 - b) * g + b * buf
+        matrices = nesterov.reshape(-1, rows, cols)  # one, or those of all experts
+        done = [newton_schulz(m, self.config.ns_steps) for m in matrices]
+        return scale * np.stack(done).reshape(g.shape)

@@ -10,8 +10,6 @@ import pytest
 from core.config.load import build, load
 from core.errors import PippinError
 from core.machine.autoconfig import (
-    LADDER,
-    MAX_EPOCHS,
     STEP_SHARE,
     STORY_TOKENS,
     TOKENS_PER_PARAMETER,
@@ -21,6 +19,7 @@ from core.machine.autoconfig import (
     resolve_early,
 )
 from core.machine.memory import predict_training_memory
+from core.machine.scaling import MAX_EPOCHS, sizes_of
 from core.machine.speed import flops_per_token, measure_tokens_per_s, peak_flops
 from core.params import num_parameters, param_specs
 from tests.helpers import tiny_config
@@ -80,13 +79,14 @@ def test_the_heads_rate_falls_with_the_width():
 @pytest.mark.parametrize("flops", [1e9, 3e10, 9e10, 1e12, 1e13, 1e15])
 def test_the_size_sees_ten_tokens_per_parameter_in_the_time_and_the_next_one_would_not(flops):
     config, speed, _ = resolved(flops)
-    rung = LADDER.index((config.model.d_model, config.model.n_layers))
+    sizes = sizes_of(device().tier)
+    rung = sizes.index((config.model.d_model, config.model.n_layers))
     size = num_parameters(param_specs(config.model))
     seconds = 300 * STEP_SHARE
     if rung > 0:
         assert speed * seconds >= TOKENS_PER_PARAMETER * size
-    if rung + 1 < len(LADDER):
-        width, layers = LADDER[rung + 1]
+    if rung + 1 < len(sizes):
+        width, layers = sizes[rung + 1]
         larger, faster, _ = resolved(
             flops, overrides=[f"model.d_model={width}", f"model.n_layers={layers}"]
         )
@@ -192,7 +192,7 @@ def test_a_given_length_sizes_the_model_by_its_tokens(steps):
     overrides = [f"train.total_steps={steps}"]
     config, _, draft = resolved(1e9, overrides=overrides, gigabytes=64)
     tokens = steps * config.train.micro_batch_size * config.data.seq_len
-    rung = LADDER.index((config.model.d_model, config.model.n_layers))
+    rung = sizes_of(device(64).tier).index((config.model.d_model, config.model.n_layers))
     if rung > 0:
         assert tokens >= TOKENS_PER_PARAMETER * num_parameters(param_specs(config.model))
     assert (rung == 0) == (steps == 10)

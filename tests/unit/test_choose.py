@@ -4,7 +4,7 @@ import pytest
 
 from core.backend import Availability
 from core.errors import PippinError
-from core.machine.choose import choose_backend
+from core.machine.choose import Remembered, choose_backend
 
 
 def machine(*names):
@@ -48,3 +48,50 @@ def test_nothing_available_says_why_for_each():
         choose_backend(machine(), is_apple_silicon=True)
     assert all(f"{n}: no {n} here" in caught.value.found for n in ("mlx", "mps", "cuda", "cpu"))
     assert caught.value.remedy
+
+
+# With a measurement
+
+
+def measured(date="2026-11-20", **speeds):
+    return Remembered(speeds, date, "Mac")
+
+
+def test_the_faster_of_two_gpu_backends_is_taken_and_it_is_said_since_when():
+    here = machine("mlx", "mps", "cpu")
+    choice = choose_backend(
+        here, is_apple_silicon=True, remembered=measured(mlx=1000.0, mps=1400.0, cpu=10.0)
+    )
+    assert choice == ("mps", "measured 1.4x mlx on this Mac, 2026-11-20")
+    choice = choose_backend(
+        here, is_apple_silicon=True, remembered=measured(mlx=1010.0, mps=1000.0)
+    )
+    assert choice == ("mlx", "measured as fast as mps on this Mac, 2026-11-20")
+
+
+@pytest.mark.parametrize(
+    ("names", "is_apple_silicon", "speeds", "expected"),
+    [
+        # A CPU that was faster with a small model says nothing of a larger one.
+        (("mlx", "mps", "cpu"), True, {"mlx": 2.0, "mps": 1.0, "cpu": 9.0}, "mlx"),
+        (("mps", "cpu"), True, {"mps": 1.0, "cpu": 9.0}, "mps"),
+        (("cuda", "cpu"), False, {"cuda": 1.0, "cpu": 9.0}, "cuda"),
+        # Never mlx elsewhere than on a Mac.
+        (("mlx", "cpu"), False, {"mlx": 9.0, "cpu": 1.0}, "cpu"),
+        (("mlx", "cuda", "cpu"), False, {"mlx": 9.0, "cuda": 1.0, "cpu": 0.5}, "cuda"),
+        # Not all that are here were measured.
+        (("mlx", "mps", "cpu"), True, {"mps": 9.0, "cpu": 1.0}, "mlx"),
+        # Measured, but no longer here.
+        (("mps", "cpu"), True, {"mlx": 9.0, "mps": 1.0}, "mps"),
+        (("mlx", "mps"), True, {}, "mlx"),
+        (("mlx", "mps"), True, {"tpu": 9.0}, "mlx"),
+    ],
+)
+def test_a_measurement_only_reorders_what_is_chosen_from(names, is_apple_silicon, speeds, expected):
+    plain = choose_backend(machine(*names), is_apple_silicon=is_apple_silicon)
+    found = choose_backend(
+        machine(*names), is_apple_silicon=is_apple_silicon, remembered=measured(**speeds)
+    )
+    assert found[0] == expected
+    if "measured" not in found[1]:
+        assert found == plain

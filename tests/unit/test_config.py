@@ -147,6 +147,19 @@ def test_a_resolved_configuration_comes_back_unchanged():
     assert again == config
 
 
+def test_a_configuration_from_before_there_were_experts_is_a_dense_one():
+    saved = tiny_config().model_dump(mode="json")
+    for section, keys in (
+        ("model", ("n_experts", "top_k")),
+        ("train", ("lr_router", "router_aux_loss_coef")),
+    ):
+        for key in keys:
+            del saved[section][key]
+    found = build(from_resolved(saved, "there"))
+    assert found.model.n_experts == 0
+    assert found.model == tiny_config().model
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS_DIR.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_preset_loads(path):
     assert load(config=path.stem).values["model.d_model"] is not None
@@ -170,6 +183,8 @@ def test_an_unknown_preset_lists_those_that_exist():
         (["train.momentum_start=0.99"], "above train.momentum"),
         (["data.val_fraction=0.45", "data.test_fraction=0.46"], "leaves under"),
         (["train.precision=float32", "train.ns_dtype=bfloat16"], "exact throughout"),
+        (["model.n_experts=1"], "a dense model with a router"),
+        (["model.n_experts=4", "model.top_k=5"], "at most 4 experts"),
     ],
 )
 def test_contradictions(overrides, word):

@@ -37,7 +37,9 @@ from core.training.watch import (
     newest_run,
     run_status,
 )
-from tools.memory_monitor import bar, line, main, view, warnings
+from tools.memory_monitor import main
+from tools.monitoring.notes import warnings
+from tools.monitoring.view import bar, line, view
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -297,8 +299,8 @@ def test_missing_figures_are_absent_and_never_zero():
 
 def test_ascii_terminals_get_ascii():
     rendered(snapshot(), ascii_only=True).encode("ascii")
-    assert bar(0.5, ascii_only=True) == "#" * 12 + "." * 12
-    assert bar(7.0, ascii_only=True) == "#" * 24
+    assert bar(0.5, ascii_only=True) == "#" * 8 + "." * 8
+    assert bar(7.0, ascii_only=True, cells=24) == "#" * 24
 
 
 def test_warnings_say_what_matters_now():

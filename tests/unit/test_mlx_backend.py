@@ -13,7 +13,7 @@ import pytest
 
 import backends
 from backends.mlx.backend import MlxBackend
-from backends.mlx.layers import DecoderLayer
+from backends.mlx.blocks import DecoderLayer
 from core.backend import Batch
 from core.errors import PippinError
 from core.params import param_specs

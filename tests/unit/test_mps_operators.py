@@ -159,6 +159,8 @@ CASES = [
     {"train__precision": "float16", "train__ns_dtype": "bfloat16"},
     {"train__precision": "bfloat16", "train__ns_dtype": "bfloat16", "model__qk_norm": False},
     {"train__optimizer": "adamw", "model__ffn_activation": "gelu", "model__n_kv_heads": 4},
+    {"model__n_experts": 5, "train__precision": "bfloat16", "train__ns_dtype": "bfloat16"},
+    {"model__n_experts": 3, "model__top_k": 3, "train__gradient_checkpointing": True},
 ]
 
 

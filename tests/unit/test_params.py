@@ -12,10 +12,12 @@ from core.params import (
     Init,
     ParamSpec,
     initial_values,
+    num_active_parameters,
     num_matmul_parameters,
     num_parameters,
     param_specs,
     slot_specs,
+    uses_muon,
 )
 from tests.helpers import tiny_config
 
@@ -118,3 +120,57 @@ def test_outputs_start_at_zero_where_asked():
         assert not initial_values(specs[name + ".weight"], 1).any()
     scaled = {s.name: s for s in param_specs(model(zero_init_outputs=False, n_layers=2))}
     assert scaled["layers.0.self_attn.o_proj.weight"].init.std == pytest.approx(0.01)
+
+
+QWEN3_30B_A3B = {
+    "vocab_size": 151_936,
+    "n_layers": 48,
+    "d_model": 2048,
+    "n_heads": 32,
+    "n_kv_heads": 4,
+    "head_dim": 128,
+    "d_ff": 768,
+    "n_experts": 128,
+    "top_k": 8,
+    "tie_embeddings": False,
+    "qk_norm": True,
+}
+
+
+def test_counts_of_experts_are_those_of_a_published_model():
+    """Its card: 30.5 B in total, 29.9 B without embeddings, 3.3 B activated, of 128 experts 8."""
+    specs = param_specs(model(**QWEN3_30B_A3B))
+    embeddings = 151_936 * 2048
+    assert round(num_parameters(specs) / 1e9, 1) == 30.5
+    assert round((num_parameters(specs) - 2 * embeddings) / 1e9, 1) == 29.9
+    assert int(num_active_parameters(specs) / 1e8) == 33
+
+
+def test_counts_of_experts_by_hand():
+    m = model(n_layers=1, n_experts=4, top_k=3)
+    dense, mixed = param_specs(model(n_layers=1)), param_specs(m)
+    mlp, router = 3 * m.d_ff * m.d_model, 4 * m.d_model
+    assert num_parameters(mixed) == num_parameters(dense) + 3 * mlp + router
+    assert num_active_parameters(mixed) == num_parameters(dense) + 2 * mlp + router
+    assert num_matmul_parameters(mixed) == num_matmul_parameters(dense) + 2 * mlp + router
+    assert num_active_parameters(dense) == num_parameters(dense)
+
+
+def test_rows_of_experts():
+    m = model(n_layers=2, n_experts=4, top_k=2)
+    specs = {s.name: s for s in param_specs(m)}
+    router = specs["layers.1.mlp.gate.weight"]
+    assert router.shape == (4, m.d_model) and router.group == "router"
+    assert not uses_muon(router, "muon")
+    down = specs["layers.1.mlp.experts.down_proj.weight"]
+    assert down.shape == (4, m.d_model, m.d_ff) and uses_muon(down, "muon")
+    # Each expert starts as something else; the router is never zero.
+    values = initial_values(down, 1)
+    assert not np.array_equal(values[0], values[1])
+    assert abs(values.std() - 0.02 / 2) < 1e-3
+    untied = param_specs(model(n_experts=4, zero_init_outputs=True, tie_embeddings=False))
+    assert {s.init.kind for s in untied if s.group == "router"} == {"normal"}
+    assert {s.init.kind for s in untied if "down_proj" in s.name} == {"zeros"}
+    slots = {s.key: s.shape for s in slot_specs("muon", tuple(specs.values()))}
+    assert slots["optim/momentum/" + down.name] == down.shape
+    assert slots["optim/exp_avg_sq/" + router.name] == router.shape

@@ -65,13 +65,15 @@ def test_each_group_has_its_rate_and_shrinks_as_much_as_the_others():
         train__lr_embed=0.5,
         train__lr_head=0.0,
         train__lr_vector=0.03,
+        train__lr_router=0.04,
         train__weight_decay=0.1,
         train__warmup_steps=4,
         train__total_steps=20,
     ).train
     hyper = step_hyper(2, train, 7.0)
-    assert hyper.lr == pytest.approx({"matrix": 0.01, "embed": 0.25, "head": 0.0, "vector": 0.015})
+    rates = {"matrix": 0.01, "embed": 0.25, "head": 0.0, "vector": 0.015, "router": 0.02}
+    assert hyper.lr == pytest.approx(rates)
     assert hyper.weight_decay["vector"] == 0.0 and hyper.weight_decay["head"] == 0.0
-    for group in ("matrix", "embed"):
+    for group in ("matrix", "embed", "router"):
         assert hyper.lr[group] * hyper.weight_decay[group] == pytest.approx(0.5 * 0.01 * 0.1)
     assert hyper.normalizer == 7.0 and hyper.step == 2

@@ -146,7 +146,7 @@ def _as_the_loop_does(
             float(metrics["loss"])
             backend.synchronize()
             asked = time.perf_counter()
-            _write_row(backend, config, log, batch.step, metrics)
+            write_row(backend, config, log, batch.step, metrics)
             out.log += time.perf_counter() - asked
             out.rows += 1
     backend.synchronize()
@@ -158,7 +158,7 @@ def _step(backend: Backend, config: RunConfig, batch: StepBatches) -> Mapping[st
     return backend.train_step(batch.micro, hyper)
 
 
-def _write_row(
+def write_row(
     backend: Backend, config: RunConfig, log: RunLog, step: int, metrics: Mapping[str, Lazy]
 ) -> None:
     """What `core.training.loop` gathers and writes at a log step."""

@@ -1,0 +1,311 @@
+"""`auto_configure()`: what `python train.py` would decide here, as an object, before any text is prepared.
+
+    from core.machine import auto_configure
+
+    configurator = auto_configure()                 # detects everything
+    configurator.print_config()                     # shows what it found
+    model_config = configurator.get_model_config()  # the architecture
+
+No framework is imported and nothing is written. With `backends` (what `auto_config.py` of the project's
+root hands in) the speed is measured on the backend, as train.py does; without, it is estimated from a
+short matrix product or the chip's published rate, and said to be. The text is not read: the vocabulary
+and the number of tokens are those that stories would have, so train.py may still differ in these.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from core.backend import Availability, CreateBackend
+from core.checkpoint import initial_checkpoint
+from core.config.draft import Draft, Source
+from core.config.load import build, load
+from core.config.schema import ModelConfig, RunConfig
+from core.machine.autoconfig import (
+    STORY_VOCAB_SIZE,
+    DataFacts,
+    DeviceFacts,
+    resolve_auto,
+    resolve_early,
+)
+from core.machine.depth import apply_depth
+from core.machine.detect import device_facts, machine_facts
+from core.machine.facts import MachineFacts
+from core.machine.memory import predict_training_memory
+from core.machine.probe import Probe
+from core.machine.scaling import STORY_BYTES_PER_TOKEN, Tier
+from core.machine.speed import flops_per_token, measure_tokens_per_s, peak_flops
+from core.machine.timebudget import parse_minutes
+from core.params import num_parameters, param_specs
+
+PROBE_SECONDS = 2.0
+# Share that a whole step reaches of the products' rate. CPU: a quiet step of 128 x 4 made 85 GFLOP/s on
+# two cores of 66 each (docs/LOG.md). GPU: the lower end of what is published (MLX 0.34-0.58).
+CPU_SHARE, GPU_SHARE = 0.65, 0.35
+# More cores than this do not speed up steps of small models.
+MOST_CORES = 16
+# A GPU that is in no table: the slowest of its kind, an M1's or a T4's.
+UNKNOWN_GPU_FLOPS = {"mlx": 2.6e12, "mps": 2.6e12, "cuda": 4e12}
+# So small that BLAS takes one thread (OpenBLAS: m n k up to 2^18): threads that wait for each other
+# measure other programs, not this machine. The best of many.
+_MATRIX, _PRODUCTS, _PROBE_S = 64, 10, 0.2
+
+
+class Backends(Protocol):
+    """What `backends` offers; passed in, because core imports no backend."""
+
+    def available(self) -> dict[str, Availability]:
+        """Every backend by name."""
+        ...
+
+    def load(self, name: str) -> CreateBackend:
+        """Import one and return its `create`."""
+        ...
+
+
+@dataclass(frozen=True)
+class AutoConfigurator:
+    """What was found and decided.
+
+    Attributes:
+        machine: The machine in one line.
+        device: The device that a run would use.
+        config: The resolved experiment.
+        draft: Every value with its source and reason.
+        tokens_per_s: Speed at the chosen size; None where it does not fit.
+        speed_source: "measured", or "estimated from ...".
+        notes: What the user's own values and a depth have to say to each other.
+    """
+
+    machine: str
+    device: DeviceFacts
+    config: RunConfig
+    draft: Draft
+    tokens_per_s: float | None
+    speed_source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tier(self) -> Tier:
+        """The tier of the device's memory."""
+        return self.device.tier
+
+    def get_model_config(self) -> ModelConfig:
+        """The architecture."""
+        return self.config.model
+
+    def get_config(self) -> RunConfig:
+        """The whole experiment."""
+        return self.config
+
+    def as_object(self) -> dict[str, Any]:
+        """A JSON object: machine, tier, configuration, and the reason of each decision."""
+        return {
+            "machine": self.machine,
+            "backend": self.device.backend,
+            "tier": self.tier.name,
+            "memory_bytes": self.device.memory_bytes,
+            "budget_bytes": self.device.budget_bytes,
+            "parameters": num_parameters(param_specs(self.config.model)),
+            "tokens_per_s": self.tokens_per_s,
+            "speed": self.speed_source,
+            "config": self.config.model_dump(mode="json"),
+            "why": {k: s.reason for k, s in self.draft.sources.items() if s.reason},
+        }
+
+    def print_config(self, stream: IO[str] | None = None) -> None:
+        """Print what was found and decided; the first words of each line are seed guide 000's."""
+        print("\n".join(self.lines()), file=sys.stdout if stream is None else stream)
+
+    def lines(self) -> list[str]:
+        """The lines of `print_config`."""
+        m, t, d = self.config.model, self.config.train, self.config.data
+        specs = param_specs(m)
+        needed = predict_training_memory(self.config, specs).total
+        limit = self.device.budget_bytes * t.memory_fraction
+        memory = self.device.memory_bytes or self.device.budget_bytes
+        why = {k: s.reason for k, s in self.draft.sources.items()}
+        speed = "not measured: it does not fit"
+        if self.tokens_per_s is not None:
+            speed = f"{self.tokens_per_s:,.0f} tokens/s, {self.speed_source}"
+        heads = f"{m.d_model}d x {m.n_layers}L x {m.n_heads}H"
+        return [
+            f"Machine: {self.machine}",
+            f"Mode: {self.device.backend} ({self.device.reason or 'given'})",
+            f"Memory: {memory / 1e9:.1f} GB for one replica: tier {self.tier.name}, at most "
+            f"{self.tier.d_model}d x {self.tier.n_layers}L x {self.tier.n_heads}H",
+            f"Model: {heads}, {why['model.d_model'] or 'given'}",
+            f"Experts: {f'{m.n_experts}, {m.top_k} a token' if m.n_experts else 'none, dense'}",
+            f"Batch: {t.micro_batch_size} rows x {t.grad_accum_steps} "
+            f"({why['train.micro_batch_size'] or 'given'})",
+            f"Sequence: {d.seq_len} ({why['data.seq_len'] or 'given'})",
+            f"Mixed Precision: {'no' if t.precision == 'float32' else 'yes'}, {t.precision} "
+            f"({why['train.precision'] or 'given'})",
+            f"Steps: {t.total_steps:,} ({why['train.total_steps'] or 'given'})",
+            f"Parameters: {num_parameters(specs):,}",
+            f"Learning rate: {t.lr:g} (matrices {t.lr_matrix:g}, embedding {t.lr_embed:g})",
+            f"Will take: {needed / 1e9:.1f} of {limit / 1e9:.1f} GB · {speed}",
+            *(f"Note: {note}" for note in self.notes),
+        ]
+
+
+def auto_configure(
+    backends: Backends | None = None,
+    *,
+    config: str = "quickstart",
+    overrides: Sequence[str] = (),
+    depth: int | None = None,
+    time_budget: str | None = None,
+    probe: Probe | None = None,
+    measure: Callable[[RunConfig], float] | None = None,
+) -> AutoConfigurator:
+    """Decide everything from the hardware.
+
+    Args:
+        backends: The module `backends`, to measure the speed with; None estimates it.
+        config: A preset or file to start from.
+        overrides: `section.key=value` texts, as train.py takes them.
+        depth: As `--depth`.
+        time_budget: As `--time-budget`.
+        probe: Where the machine's answers come from; this machine by default.
+        measure: Positions per second of a configuration, instead of either.
+
+    Raises:
+        PippinError: as train.py would.
+    """
+    flags: dict[str, Any] = {}
+    if time_budget is not None:
+        flags["train.minutes"] = parse_minutes(time_budget)
+    draft = load(config=config, overrides=overrides, flags=flags)
+    if time_budget is not None and draft.sources["train.minutes"].where == "--minutes":
+        source = Source("flag", f"--time-budget {time_budget}")
+        draft.set("train.minutes", draft.values["train.minutes"], source)
+    dial = None if depth is None else apply_depth(draft, depth)
+    facts = machine_facts(probe)
+    available = installed(facts) if backends is None else backends.available()
+    wanted = None if draft.is_auto("train.backend") else str(draft.values["train.backend"])
+    found = device_facts(wanted, available, probe=probe)
+    resolve_early(draft, found.device, dial)
+    draft.resolve("data.tokenizer", "bpe", "the stories'")
+    speed_source = "as given"
+    if measure is None:
+        measure, speed_source = _speed(backends, found.device, facts)
+    data = _assumed_data(draft)
+    how = "measured" if backends is not None else "estimated"
+    speed = resolve_auto(draft, data, found.device, measure, dial, how=how)
+    draft.resolve("train.save_dir", "checkpoints/auto", "train.py takes the next free name")
+    notes = () if dial is None else dial.notes
+    return AutoConfigurator(
+        found.machine, found.device, build(draft), draft, speed, speed_source, notes
+    )
+
+
+def installed(facts: MachineFacts) -> dict[str, Availability]:
+    """Backends by the hardware and the packages that are installed; nothing is imported."""
+    torch, mlx = _version("torch"), _version("mlx")
+    apple = facts.apple is not None and not facts.apple.is_rosetta
+    states = {
+        "mlx": (mlx, True, ""),
+        "mps": (torch, apple, "this machine is no Mac with an Apple chip"),
+        "cuda": (torch, facts.nvidia is not None, "no NVIDIA device is here"),
+        "cpu": (torch, True, ""),
+    }
+    found = {}
+    for name, (version, here, reason) in states.items():
+        package = "mlx" if name == "mlx" else "torch"
+        if version is None:
+            reason = f"the package {package} is missing"
+        found[name] = Availability(
+            name,
+            version is not None and here,
+            reason if version is None or not here else "",
+            f"pip install {package}" if version is None else "--backend cpu",
+            {} if version is None else {package: version},
+        )
+    return found
+
+
+def estimate_flops(
+    device: DeviceFacts, facts: MachineFacts, *, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, str]:
+    """FLOP/s of a training step, and where the figure comes from.
+
+    Args:
+        device: The device of the run.
+        facts: The machine.
+        clock: Monotonic seconds.
+    """
+    if not device.is_gpu:
+        cores = min(facts.cpu.physical_cores or 1, facts.cpu.usable_cores or 1, MOST_CORES)
+        return CPU_SHARE * cores * _core_flops(clock), "estimated from a matrix product"
+    cards = () if facts.nvidia is None else facts.nvidia.gpus
+    name = cards[0].name if cards else facts.cpu.name
+    half = device.native_bf16 and device.backend != "mps"
+    peak = peak_flops(name, "bfloat16" if half else "float32")
+    if peak is not None:
+        return GPU_SHARE * peak, f"estimated from the published rate of {name}"
+    slowest = UNKNOWN_GPU_FLOPS[device.backend]
+    return GPU_SHARE * slowest, "estimated from the slowest GPU of its kind"
+
+
+def _core_flops(clock: Callable[[], float]) -> float:
+    """FLOP/s of one core: the best of some rows of products of square float32 matrices."""
+    a = np.ones((_MATRIX, _MATRIX), np.float32)
+    out = np.empty_like(a)
+    best, start, rounds = math.inf, clock(), 0
+    while rounds < 3 or clock() - start < _PROBE_S:
+        begin = clock()
+        for _ in range(_PRODUCTS):
+            np.matmul(a, a, out=out)
+        best, rounds = min(best, clock() - begin), rounds + 1
+    return float(_PRODUCTS * 2.0 * _MATRIX**3 / max(best, 1e-9))
+
+
+def _speed(
+    backends: Backends | None, device: DeviceFacts, facts: MachineFacts
+) -> tuple[Callable[[RunConfig], float], str]:
+    if backends is not None:
+        create = backends.load(device.backend)
+        return lambda config: _measure(create, config), "measured"
+    flops, how = estimate_flops(device, facts)
+
+    def estimate(config: RunConfig) -> float:
+        return flops / flops_per_token(config.model, param_specs(config.model), config.data.seq_len)
+
+    return estimate, how
+
+
+def _measure(create: CreateBackend, config: RunConfig) -> float:
+    specs = param_specs(config.model)
+    backend = create(config, specs, mode="train")
+    try:
+        backend.load(initial_checkpoint(config, specs))
+        return measure_tokens_per_s(backend, config, seconds=PROBE_SECONDS)
+    finally:
+        backend.close()
+
+
+def _assumed_data(draft: Draft) -> DataFacts:
+    """The stories as they would be."""
+    size, held_out = int(draft.values["data.corpus_bytes"]), _held_out(draft.values)
+    tokens = int(size * (1 - held_out) / STORY_BYTES_PER_TOKEN)
+    vocab = draft.values["model.vocab_size"]
+    vocab_size = STORY_VOCAB_SIZE if draft.is_auto("model.vocab_size") else int(vocab)
+    return DataFacts(vocab_size, tokens, "stories", draft.values["data.input_file"] is None)
+
+
+def _held_out(values: Mapping[str, Any]) -> float:
+    return float(values["data.val_fraction"]) + float(values["data.test_fraction"])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

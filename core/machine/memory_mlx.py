@@ -1,0 +1,174 @@
+"""A step of the MLX backend, walked through with a ledger.
+
+MLX builds the graph of a whole step and then computes it. Two things follow that torch does not have:
+new weights and state are made beside the old ones, and the host is ahead of the device: an operator's
+output is allocated when it is queued, and what it read is freed when it is done. On a CPU MLX queues up
+to 10 tasks of 10 operators (mlx/transforms.cpp and mlx/backend/cpu/encoder.h, mlx 0.32.4), so that the
+temporaries of a window of operators are alive together. The `*_AHEAD` numbers are those windows, measured
+on a CPU by `mx.get_peak_memory` of the forward pass, the backward pass and the update each by itself. A
+GPU's window is not known here; the same is taken.
+
+Legend: d d_model, q and k widths of queries and keys, f d_ff, T tokens of a row, H heads.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from core.config.schema import RunConfig
+from core.machine.memory_ledger import (
+    ACTIVATIONS,
+    GRADIENTS,
+    LOGITS,
+    NEW_STATE,
+    WORKSPACE,
+    Ledger,
+)
+from core.machine.memory_torch import Sizes, TorchTraits
+from core.params import ParamSpec, num_parameters, slot_specs, uses_muon
+
+# Logits that the loss holds at a time, and elements of a stack of Newton-Schulz, as in backends/mlx.
+LOSS_CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 24}
+NS_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 22}
+# As in backends/mlx/experts.py.
+TILE_COST = 4
+# Tensors of the size of a chunk of logits that are alive in the loss: logits, those less their maximum,
+# exponentials, the hit of the target, and the gradient in two forms, of as many chunks as a window
+# reaches over. Each other chunk adds some too, measured with up to 32 of them: MLX does not work through
+# them one by one, so its loss grows with tokens x vocabulary.
+LOSS_AHEAD, LOSS_CHUNKS_AHEAD, LOSS_OTHERS = 5.5, 2.5, 1.75
+# Likewise products of the size of the head's matrix: more than one for each other chunk, and at most.
+HEAD_OTHERS, HEAD_MOST = 0.25, 3.5
+# In the backward pass of the last block: tensors of the stream's size, of the MLP's, and of the scores'.
+STREAM_AHEAD, MLP_AHEAD, SCORES_AHEAD = 13.2, 3.0, 2.1
+# More of them where a block is computed again just before: of the stream's size, and of the scores'.
+STREAM_RECOMPUTED, SCORES_RECOMPUTED = 11.0, 1.0
+# Outputs of Newton-Schulz's operators in a window, 9 of which are one iteration.
+NS_AHEAD = 27
+# Temporaries of AdamW for each of the two tensors that a window reaches over.
+ADAMW_AHEAD, ADAMW_TENSORS = 3, 2
+
+
+def device_kind() -> str:
+    """What MLX computes on here: Metal on a Mac; elsewhere its CPU build is assumed."""
+    return "gpu" if sys.platform == "darwin" else "cpu"
+
+
+def kept_block(sizes: Sizes) -> float:
+    """What a block keeps for its backward pass besides its input, in bytes.
+
+    Both norms' outputs and the stream between: 3 d. Queries: projected, normed, rotated, scaled, the
+    attention's output and that in the order of `o_proj`, 7 q with the copy that the norm reads; keys and
+    values 3 k. The MLP: gate, its sigmoid, their product, up, and the product: 5 f. And the
+    probabilities of all queries and keys, in the compute dtype.
+    """
+    m, t = sizes.config.model, sizes.config.data.seq_len
+    kept = 3 * sizes.stream + 7 * sizes.queries + 3 * sizes.keys + 5 * sizes.hidden
+    kept += sizes.width * sizes.tokens * m.n_heads * t
+    kept += 4 * sizes.tokens * (2 + m.n_heads + m.n_kv_heads)
+    kept += sizes.kept_experts
+    if not m.qk_norm:
+        kept -= sizes.queries + sizes.keys
+    if sizes.half:  # float32 copies that the norms read
+        kept += 2 * sizes.wide + 2 * (sizes.queries + sizes.keys)
+    if m.dropout > 0:
+        kept += 2 * (sizes.stream + sizes.tokens * m.d_model)
+    return kept
+
+
+def walk_step(ledger: Ledger, config: RunConfig, specs: Sequence[ParamSpec]) -> None:
+    """A whole step: micro-batches, then the update beside the old weights and state."""
+    traits = TorchTraits(
+        LOSS_CHUNK_ELEMENTS[device_kind()], tile_cost=TILE_COST, copies_tiles=False
+    )
+    sizes = Sizes(config, traits, 4 if config.train.precision == "float32" else 2)
+    weights = 4 * num_parameters(specs)
+    if config.train.grad_accum_steps > 1:
+        ledger.add(GRADIENTS, weights)  # the sum so far, beside that of the micro-batch
+        _micro_batch(ledger, sizes, specs)
+        ledger.spike(GRADIENTS, weights, "gradients added up")
+        ledger.drop(GRADIENTS, weights)
+    else:
+        _micro_batch(ledger, sizes, specs)
+        if config.train.gradient_checkpointing:
+            # The inputs of checkpointed blocks are alive until the graph is done, the update included.
+            ledger.add(ACTIVATIONS, (config.model.n_layers + 3) * sizes.stream)
+    _update(ledger, config, specs)
+
+
+def _micro_batch(led: Ledger, sizes: Sizes, specs: Sequence[ParamSpec]) -> None:
+    """Leaves the gradients booked."""
+    config, m = sizes.config, sizes.config.model
+    kept = kept_block(sizes)
+    block = sum(s.size for s in specs if s.layer == 0 and s.experts_used is None)
+    casts = m.n_layers * sizes.casts(block=block)
+    recompute = config.train.gradient_checkpointing
+    blocks = m.n_layers * (sizes.stream + (0 if recompute else kept))
+    embed = 4 * specs[0].size
+    led.add(ACTIVATIONS, blocks + casts, "forward")
+    # The last block's output, its norm, and the gradient that the loss makes of it.
+    ends = 3 * sizes.stream
+    led.add(ACTIVATIONS, ends)
+    rows = max(1, min(sizes.tokens, sizes.traits.loss_chunk_elements // m.vocab_size))
+    chunks = sizes.tokens / rows
+    ahead = min(LOSS_CHUNKS_AHEAD, chunks)
+    led.add(LOGITS, embed)
+    # Narrower ones are there beside float32: logits as they come, the gradient as it goes.
+    matrices = 1 + min(HEAD_MOST, HEAD_OTHERS * (chunks - ahead))
+    alive = (LOSS_AHEAD + sizes.half) * ahead + LOSS_OTHERS * (chunks - ahead)
+    led.spike(LOGITS, alive * 4 * rows * m.vocab_size + matrices * embed, "logits")
+    led.drop(LOGITS, embed)
+    led.add(GRADIENTS, embed)
+    # Backward of the last block, while the forward pass of all is kept.
+    work = STREAM_AHEAD * sizes.wide + MLP_AHEAD * sizes.hidden
+    scores = sizes.width * sizes.tokens * m.n_heads * config.data.seq_len
+    work += SCORES_AHEAD * scores
+    if recompute:
+        led.add(ACTIVATIONS, kept, "a block computed again")
+        work += STREAM_RECOMPUTED * sizes.wide + SCORES_RECOMPUTED * scores
+        led.spike(WORKSPACE, work, "backward of the last block")
+        led.drop(ACTIVATIONS, kept)
+    else:
+        led.spike(WORKSPACE, work, "backward of the last block")
+    led.drop(ACTIVATIONS, blocks + casts + ends)
+    led.add(GRADIENTS, 4 * num_parameters(specs) - embed)
+
+
+def _update(led: Ledger, config: RunConfig, specs: Sequence[ParamSpec]) -> None:
+    """New weights and state; gradients go as they are used."""
+    t = config.train
+    new = 4 * num_parameters(specs)
+    new += sum(4 * _product(slot.shape) for slot in slot_specs(t.optimizer, specs))
+    adamw = sorted((4 * s.size for s in specs if not uses_muon(s, t.optimizer)), reverse=True)
+    muon: dict[tuple[int, ...], int] = {}
+    for spec in specs:
+        if uses_muon(spec, t.optimizer):
+            muon[spec.shape] = muon.get(spec.shape, 0) + 1
+    # Muon's matrices come first: of the others the gradients are still there, and nothing new is.
+    waiting = sum(adamw)
+    led.add(GRADIENTS, waiting - led.held[GRADIENTS])
+    led.add(NEW_STATE, new - 3 * waiting, "update")
+    width = 4 if t.ns_dtype == "float32" else 2
+    for shape, count in muon.items():
+        led.spike(WORKSPACE, _newton_schulz(shape, count, width), "Newton-Schulz")
+    led.drop(GRADIENTS, waiting)
+    led.add(NEW_STATE, 3 * waiting, "update")
+    led.spike(WORKSPACE, ADAMW_AHEAD * sum(adamw[:ADAMW_TENSORS]), "update by AdamW")
+
+
+def _newton_schulz(shape: tuple[int, ...], count: int, width: int) -> float:
+    """Bytes of a window of Newton-Schulz's operators.
+
+    Of the 9 outputs of an iteration 4 have the matrices' shape and 5 are grams of the smaller side.
+    """
+    size, least = _product(shape[-2:]), min(shape[-2:])
+    count *= _product(shape[:-2])
+    part = min(count, max(1, NS_ELEMENTS[device_kind()] // size))
+    gram = part * least * least
+    return NS_AHEAD * width * (4 * part * size + 5 * gram) / 9
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    out = 1
+    for n in shape:
+        out *= n
+    return out

@@ -1,0 +1,193 @@
+"""The forecast of memory: terms by hand, properties, and what is suggested where it does not fit."""
+
+import subprocess
+import sys
+
+import pytest
+
+from core.config.schema import RunConfig
+from core.machine import memory
+from core.machine.memory import predict_inference_memory, predict_training_memory
+from core.machine.memory_fit import nearest_fits, with_changes
+from core.machine.memory_ledger import Ledger
+from core.machine.memory_torch import TRAITS, Sizes, stacks
+from core.params import num_parameters, param_specs
+from tests.helpers import tiny_config
+
+BACKENDS = ("cpu", "mps", "cuda", "mlx")
+
+
+def config_of(backend: str = "cpu", **changes: object) -> RunConfig:
+    """D 64, 4 heads of 16, F 128, V 256, T 32, 3 layers, 2 rows, unless changed (`section__key`)."""
+    values: dict = {
+        "train.backend": backend,
+        "model.d_model": 64,
+        "model.n_heads": 4,
+        "model.n_kv_heads": 4,
+        "model.head_dim": 16,
+        "model.d_ff": 128,
+        "model.vocab_size": 256,
+        "model.n_layers": 3,
+        "model.max_seq_len": 4096,
+        "model.tie_embeddings": False,
+        "data.seq_len": 32,
+        "train.micro_batch_size": 2,
+    }
+    values |= {k.replace("__", "."): v for k, v in changes.items()}
+    return with_changes(tiny_config(), values)
+
+
+def forecast(backend: str = "cpu", **changes: object) -> memory.MemoryForecast:
+    config = config_of(backend, **changes)
+    return predict_training_memory(config, param_specs(config.model))
+
+
+def test_the_ledger_remembers_the_parts_and_the_name_of_the_peak():
+    ledger = Ledger()
+    ledger.add("weights", 10, "start")
+    with ledger.hold("workspace", 5, "middle"):
+        ledger.spike("logits", 7, "top")
+    ledger.add("weights", 4, "end")
+    assert ledger.most == 22 and ledger.moment == "top"
+    assert dict(ledger.peak) == {"weights": 10, "workspace": 5, "logits": 7}
+    assert ledger.held["weights"] == 14 and ledger.held["workspace"] == 0
+
+
+def test_what_a_block_keeps_by_hand():
+    config = config_of()
+    sizes = Sizes(config, TRAITS["cpu"], 4)
+    n, d, f, heads = 64, 64, 128, 4  # tokens, widths
+    # By the model: two rstd; both norms' outputs, the stream between; q, k before and after the
+    # norm and rotation, v, the output; a float a head for q's and k's norm and for attention;
+    # gate, activation, up and product.
+    floats = 2 * n + 3 * n * d + (2 * n * d + 2 * n * d + n * d + n * d) + 3 * n * heads + 4 * n * f
+    assert sizes.kept_block(0) == 4 * floats
+
+
+def test_weights_and_optimizer_by_hand():
+    embed, block = 256 * 64, 4 * 64 * 64 + 3 * 64 * 128
+    vectors = 3 * (2 * 64 + 2 * 16) + 64
+    n = 2 * embed + 3 * block + vectors
+    config = config_of(train__optimizer="muon")
+    assert num_parameters(param_specs(config.model)) == n
+    for backend in BACKENDS:
+        found = forecast(backend, train__optimizer="muon")
+        assert found.weights == 4 * n
+        assert found.optimizer == 4 * (3 * block) + 8 * (2 * embed + vectors)
+        assert forecast(backend, train__optimizer="adamw").optimizer == 8 * n
+
+
+def test_the_parts_are_the_total():
+    for backend in BACKENDS:
+        found = forecast(backend)
+        assert sum(found.parts().values()) == found.total
+        assert found.tensors == found.total - found.framework - found.allocator
+        assert found.moment
+
+
+def test_accumulated_gradients_are_there_in_the_forward_pass():
+    once = forecast(train__micro_batch_size=64)
+    twice = forecast(train__micro_batch_size=64, train__grad_accum_steps=2)
+    many = forecast(train__micro_batch_size=64, train__grad_accum_steps=9)
+    assert once.moment == twice.moment and twice.total == many.total
+    gradients = twice.gradients - once.gradients
+    assert 0.9 * twice.weights < gradients <= twice.weights
+
+
+def test_stacks_are_those_of_the_optimizer():
+    config = config_of()
+    found = stacks(config, param_specs(config.model))
+    # embed; vectors of 64; q, k, v, o; vectors of 16; gate and up; down; head
+    assert [count for _, count, *_ in found] == [1, 7, 12, 6, 6, 3, 1]
+    assert sum(count * size for _, count, *_, size in found) == num_parameters(
+        param_specs(config.model)
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "key",
+    [
+        "train__micro_batch_size",
+        "data__seq_len",
+        "model__n_layers",
+        "model__d_ff",
+        "model__vocab_size",
+    ],
+)
+def test_more_of_anything_takes_more(backend, key):
+    section, name = key.split("__")
+    base = getattr(getattr(config_of(backend), section), name)
+    sizes = [forecast(backend, **{key: base * k}).tensors for k in (1, 2, 4, 16)]
+    assert sizes == sorted(sizes) and sizes[-1] > 1.5 * sizes[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_saves_memory_saves_memory(backend):
+    big = {"train__micro_batch_size": 64, "model__n_layers": 12}
+    plain = forecast(backend, **big).tensors
+    assert forecast(backend, **big, train__gradient_checkpointing=True).tensors < 0.6 * plain
+    assert forecast(backend, **big, train__precision="bfloat16").tensors < 0.85 * plain
+
+
+def test_unfused_attention_grows_with_the_square_of_the_window():
+    def activations(backend: str, length: int) -> int:
+        return forecast(backend, data__seq_len=length, train__micro_batch_size=1).activations
+
+    for backend, least, most in (("cpu", 1.9, 2.1), ("mlx", 3.0, 4.1), ("mps", 3.0, 4.1)):
+        assert least < activations(backend, 4096) / activations(backend, 2048) < most
+
+
+def test_mlx_on_a_mac_works_on_larger_pieces(monkeypatch):
+    changes = {"model__vocab_size": 32_000, "train__micro_batch_size": 64}
+    monkeypatch.setattr(sys, "platform", "linux")
+    here = forecast("mlx", **changes)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    mac = forecast("mlx", **changes)
+    assert mac.logits > here.logits and mac.activations == here.activations
+
+
+def test_keys_and_values_by_hand():
+    config = config_of()
+    found = predict_inference_memory(config, param_specs(config.model), 5, 100)
+    # 2 x layers x rows x tokens x heads x head_dim x 4 bytes
+    assert found.cache == 2 * 3 * 5 * 100 * 4 * 16 * 4
+    half = config_of(train__precision="bfloat16")
+    narrow = predict_inference_memory(half, param_specs(half.model), 5, 100)
+    assert narrow.cache == found.cache // 2 and narrow.weights < 0.52 * found.weights
+
+
+def test_suggestions_fit_and_keep_the_rows_of_a_step():
+    config = config_of(train__micro_batch_size=96, train__grad_accum_steps=2, data__seq_len=256)
+    whole = predict_training_memory(config, param_specs(config.model))
+    budget = whole.total - (whole.tensors // 3)
+    found = nearest_fits(config, budget)
+    assert len(found) == 2
+    for fit in found:
+        trial = with_changes(config, fit.changes)
+        assert predict_training_memory(trial, param_specs(trial.model)).total <= budget
+        t = trial.train
+        assert t.micro_batch_size * t.grad_accum_steps == 192
+    rows = int(found[0].changes["train.micro_batch_size"])
+    assert found[0].typed == f"train.micro_batch_size={rows} train.grad_accum_steps={192 // rows}"
+    bigger = min(r for r in (96, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2) if r > rows)
+    above = with_changes(config, {"train.micro_batch_size": bigger})
+    assert predict_training_memory(above, param_specs(above.model)).total > budget
+
+
+def test_a_model_that_is_too_large_gets_a_smaller_one():
+    config = config_of(
+        train__micro_batch_size=1, model__n_layers=48, model__d_ff=8192, model__vocab_size=256
+    )
+    whole = predict_training_memory(config, param_specs(config.model))
+    found = nearest_fits(config, whole.framework + whole.tensors // 4)
+    assert found and "model.n_layers" in found[-1].changes
+    assert not nearest_fits(config, 1000)
+
+
+def test_no_framework_is_imported_for_a_forecast():
+    code = (
+        "import sys, core.machine.memory, core.machine.memory_fit, core.training.forecast\n"
+        "assert not {'torch', 'mlx', 'mlx.core'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,1 @@
+"""Parts of tools/show_configs.py."""

@@ -51,7 +51,12 @@ def parse_args(argv: list[str]) -> tuple[Options, bool]:
     add("--minutes", type=float, help="time to train where nothing gives a length (5)")
     add("--time-budget", metavar="TIME", help="time to train: 90s, 30m, 2h, 1h30m")
     add("--depth", type=int, metavar="N", help="one dial: size, batch, rates and length")
-    add("--max-steps", type=int, metavar="N", help="stop at this step; the length where none is given")
+    add(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="stop at this step; the length where none is given",
+    )
     add("--save_dir", metavar="FOLDER", help="run folder (default: checkpoints/<text>-N)")
     add("--seed", type=int, help="seed of weights, data order and dropout")
     add("--micro-batch-size", type=rows, metavar="ROWS", help="rows of one forward pass, or auto")

@@ -41,11 +41,11 @@ class OutOfMemory(PippinError):
             update in place that was cut short leaves neither the old state nor the new one.
     """
 
-    def __init__(self, what: str, *, found: str = "", remedy: str = "", intact: bool = True) -> None:
+    def __init__(
+        self, what: str, *, found: str = "", remedy: str = "", intact: bool = True
+    ) -> None:
         halve = "halve train.micro_batch_size and double train.grad_accum_steps"
-        super().__init__(
-            "P101", what, found=found, remedy=remedy or halve, exit_code=EXIT_FAULT
-        )
+        super().__init__("P101", what, found=found, remedy=remedy or halve, exit_code=EXIT_FAULT)
         self.intact = intact
 
     def bare(self) -> "OutOfMemory":

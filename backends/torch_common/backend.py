@@ -183,9 +183,7 @@ class TorchBackend:
                 param.grad = None
             compiling = self.config.train.compile and not shapes <= self._compiled
             intact, self._updating = not self._updating, False
-            raise explain(
-                error, backend=self.name, compiling=compiling, intact=intact
-            ) from error
+            raise explain(error, backend=self.name, compiling=compiling, intact=intact) from error
         self._compiled |= shapes
         return metrics
 

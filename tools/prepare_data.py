@@ -20,19 +20,20 @@ import sys
 if not __package__:
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
-from collections.abc import Callable
+from importlib import import_module
 
 from core.cli import guarded
-from tools.preparing import importing, looking, making, planning
+from tools.preparing.flags import in_flags
 
-VERBS: dict[str, Callable[[list[str]], int]] = {
-    "make": making.main,
-    "plan": planning.main,
-    "verify": looking.verify,
-    "info": looking.info,
-    "stats": looking.stats,
-    "show": looking.show,
-    "import": importing.main,
+# Imported when called: the processes that encode read this file too, and need none of them.
+VERBS = {
+    "make": ("making", "main"),
+    "plan": ("planning", "main"),
+    "verify": ("looking", "verify"),
+    "info": ("looking", "info"),
+    "stats": ("looking", "stats"),
+    "show": ("looking", "show"),
+    "import": ("importing", "main"),
 }
 
 
@@ -41,10 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     verb = given.pop(0) if given and given[0] in VERBS else "make"
     return guarded(
-        lambda: VERBS[verb](given),
+        lambda: in_flags(lambda: _run(verb, given)),
         debug="--debug" in given,
         aborted="stopped; the same command goes on from here.",
     )
+
+
+def _run(verb: str, given: list[str]) -> int:
+    module, function = VERBS[verb]
+    code: int = getattr(import_module(f"tools.preparing.{module}"), function)(given)
+    return code
 
 
 if __name__ == "__main__":

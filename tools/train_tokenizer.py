@@ -27,17 +27,19 @@ from pathlib import Path
 from rich.console import Console
 
 from core.cli import guarded, make_parser
-from core.data.selection import ReadOptions
-from core.data.sources import open_source
 from core.data.split import document_key
 from core.data.text_sample import TextSample, blocks_of
 from core.data.tokenizer import BPE_FILE, JSON_FILE, KINDS, MIN_BPE_VOCAB, Tokenizer
+from core.data.tokenizer_base import write_atomically
 from core.data.tokenizer_training import train_tokenizer
 from core.errors import PippinError
+from tools.preparing.flags import KEYS, in_flags
+from tools.preparing.making import add_reading, open_input
 
 PIECE_KINDS = ("bpe", "unigram")
 DEFAULT_VOCAB, MAX_VOCAB = 32_000, 1_000_000
 _HELD_OUT_SHARE, _HELD_OUT_BYTES = 0.02, 1_000_000
+_KEYS = {**KEYS, "data.tokenizer": "--kind"}
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = make_parser("tools/train_tokenizer.py", __doc__)
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help="files, folders or patterns; none for byte")
+    add_reading(parser, required=False)
     add("--kind", default="bpe", choices=KINDS, help="bpe (default), unigram, char or byte")
     add("--vocab-size", type=int, metavar="N", help=f"pieces of bpe or unigram ({DEFAULT_VOCAB:,})")
     add("--out", type=Path, required=True, metavar="PATH", help="the file or folder to write")
     add("--seed", type=int, default=1, metavar="N", help="of the sample (1)")
     add("--sample-mb", type=float, default=100.0, metavar="MB", help="text to train on (100)")
-    add("--text-field", default="text", metavar="NAME", help="field of records (text)")
-    add(
-        "--on-bad-line", default="error", choices=("error", "skip"), help="stop (default), or count"
-    )
     add("--overwrite", action="store_true", help="replace the file that is there")
     add("--json", action="store_true", help="one JSON object on stdout instead of words")
     add("--debug", action="store_true", help="show tracebacks")
@@ -151,31 +149,11 @@ def not_written(path: Path, error: OSError) -> PippinError:
     )
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        PippinError: P312.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise not_written(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 class Reading:
     """One pass over the text: blocks for training, and a few held out."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        options = ReadOptions(text_field=args.text_field, on_bad_line=args.on_bad_line)
-        self._source = open_source([str(one) for one in args.inputs], options=options)
+        self._source, _ = open_input(args)
         self._seed = args.seed
         self.sample = TextSample(round(args.sample_mb * 1e6), args.seed)
         self.held_out = TextSample(_HELD_OUT_BYTES, args.seed)
@@ -219,7 +197,7 @@ def train(args: argparse.Namespace, path: Path) -> Made:
         tokenizer = train_tokenizer(args.kind, source.blocks(), args.vocab_size)
     seconds = time.monotonic() - started
     held_out = 0 if reading is None else reading.held_out.held_bytes
-    write(path, tokenizer.content)  # type: ignore[attr-defined]
+    write_atomically(path, tokenizer.content)  # type: ignore[attr-defined]
     return Made(
         file=str(path),
         kind=tokenizer.kind,
@@ -247,7 +225,7 @@ def _bytes_per_token(tokenizer: Tokenizer, reading: Reading) -> float | None:
     return num_bytes / num_tokens if num_tokens else None
 
 
-def show(console: Console, made: Made, inputs: Sequence[str]) -> None:
+def show(console: Console, made: Made, args: argparse.Namespace) -> None:
     """The result in words."""
 
     def line(name: str, text: str) -> None:
@@ -272,9 +250,21 @@ def show(console: Console, made: Made, inputs: Sequence[str]) -> None:
         line("note", f"{made.asked:,} pieces were asked for, {made.vocab_size:,} came out:")
         line("", "the text does not repeat itself enough for more.")
         line("", f"Give more text or a larger --sample-mb, or ask for {made.vocab_size:,}.")
-    words = " ".join(shlex.quote(one) for one in inputs) or "TEXT"
+    words = " ".join(shlex.quote(one) for one in _reading_words(args)) or "TEXT"
     tokenizer = shlex.quote(made.file)
     line("next", f"python tools/prepare_data.py {words} --tokenizer {tokenizer} --out shards/NAME")
+
+
+def _reading_words(args: argparse.Namespace) -> list[str]:
+    """The inputs, and the flags that said how to read them, as they would be typed."""
+    parser = make_parser("", "")
+    add_reading(parser, required=False)
+    words = list(args.inputs)
+    for name, default in vars(parser.parse_args([])).items():
+        value = getattr(args, name)
+        if name != "inputs" and value != default:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
 
 
 def run(args: argparse.Namespace) -> int:
@@ -290,7 +280,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(made)))
     else:
-        show(Console(), made, args.inputs)
+        show(Console(), made, args)
     return 0
 
 
@@ -298,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     return guarded(
-        lambda: run(parse_args(given)),
+        lambda: in_flags(lambda: run(parse_args(given)), _KEYS),
         debug="--debug" in given,
         aborted="stopped; no tokenizer was written.",
     )

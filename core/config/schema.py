@@ -68,6 +68,9 @@ class DataConfig(Section):
         None, "prepared folders to train on together, each with its share of the rows"
     )
     text_field: str = key("text", "field of a .jsonl record that holds the text", min_length=1)
+    on_bad_line: Literal["error", "skip"] = key(
+        "error", "text or records that cannot be read stop the run, or are left out and counted"
+    )
     shards_dir: str = key("shards", "folder where prepared shards are kept")
     tokenizer: str = auto(
         "bpe, unigram, char, byte, or the path of a tokenizer (also a tokenizer.json of another project)",

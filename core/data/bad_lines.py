@@ -14,7 +14,7 @@ from core.errors import PippinError
 
 OnBadLine = Literal["error", "skip"]
 
-_SKIP_FLAG = "--on-bad-line skip"
+_SKIP = "data.on_bad_line=skip"
 # Beginnings of files that are no text, whatever their name says.
 _MAGIC = {
     b"\x1f\x8b": "a gzip file, whose name should end in .gz",
@@ -53,7 +53,7 @@ class Tally:
             error: What a user is told where bad lines are errors.
         """
         if self.on_bad_line == "error":
-            leave_out = f"leave out what is bad with {_SKIP_FLAG}"
+            leave_out = f"leave out what is bad with {_SKIP}"
             error.remedy = f"{error.remedy}; or {leave_out}" if error.remedy else leave_out
             raise error
         self.bad[reason] += 1
@@ -74,6 +74,8 @@ def parse_record(line: str, where: str) -> tuple[str, PippinError] | dict[str, A
         record = _DECODER.decode(line)
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, json.JSONDecodeError):
+            why = f"{error.msg} at character {error.pos + 1:,}"
         return "broken JSON", PippinError("P202", f"{where} is not valid JSON: {why}")
     if not isinstance(record, dict):
         found = f"needed: an object, {{...}}; found: {type(record).__name__}"

@@ -3,14 +3,17 @@
 tiktoken encodes four times as fast as the library that the files are made for, but knows no
 merges: it joins any two neighbours that make a piece. Where this is the same for the file at hand
 (`_ranks` decides it exactly, and a battery of texts is compared besides) it is used, for each
-distinct word once; else the library itself. A stretch of more than 8,000 characters without a
+distinct stretch between spaces once, or each distinct word, or whole texts, whichever is measured
+to be faster; else the library itself. A stretch of more than 8,000 characters without a
 place to cut, as 8,000 letters in a row, is encoded in parts of 8,000: in one, its time would grow
 with the square of its length.
 """
 
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from core.data.byte_level import (
     ByteLevelSpec,
     unspelled,
 )
-from core.data.byte_level_patterns import known_pattern
+from core.data.byte_level_patterns import R50K, ascii_words, known_pattern
 from core.data.tokenizer_base import (
     GROUP_CHARS,
     BaseTokenizer,
@@ -34,12 +37,10 @@ from core.data.tokenizer_base import (
     joined,
     utf8,
 )
-from core.data.unit_cache import UnitCache, unit_text
+from core.data.unit_cache import END, Choice, EncodeUnits, UnitCache, encode_apart, encode_in_words
 from core.errors import PippinError
 
 PART_CHARS = 8_000
-# Where more of the units are new, so many groups are encoded without looking words up.
-_NEW_SHARE, _PAUSE = 0.2, 15
 _NEAR_CHARS = 200
 # No known expression matches across these: one space or newline between what is no white space (a
 # slash may belong to the newline before it), and a mark after an ideograph or syllable.
@@ -48,8 +49,11 @@ _PLACE = re.compile(
     "|(?<=[\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3])"
     "(?=[\u3001\u3002\uff0c\uff01\uff1a\uff1b\uff1f])"
 )
-_SINGLE_SPACE = re.compile(r"(?<=\S) (?=\S)")
-_NOT_AFTER_NEWLINE = frozenset("/" + "".join(chr(i) for i in range(0x3001) if chr(i).isspace()))
+# The stretches between spaces after what is no white space, and such newlines: no known expression
+# matches across their ends either.
+_UNITS = re.compile(r"\s*\S+(?:(?!\n[^\s/])[^\S ]\s*\S+)*(?:\n(?=[^\s/])|[^\S ]\s*\Z)?|\s+")
+_LINE_END = re.compile(r"\n(?=[^\s/])(?<=\S\n)")
+_ODD = f"{END}\x0b\x0c\x1c\x1d\x1e\x1f"
 BATTERY = (
     "Hello world, it's 12345 o'clock; they'LL say \"we've\" (I'd) don't!!",
     "  two  spaces   three\ttab\t\ttabs \n new\n\nlines\n \n  x\r\n\r\ny  \n",
@@ -87,9 +91,11 @@ class ByteBpeTokenizer(BaseTokenizer):
         for piece, i in spec.vocab.items():
             pieces[i] = unspelled(piece) or b""
         super().__init__(spec.content(), SAVED_FILE, pieces, controls)
-        self._encode_part, self.library = _encoder(spec)
+        self._encode_part, self._encode_words, self.library = _encoder(spec)
+        self._find_words = ascii_words(known_pattern(spec.pre_tokenizer) or R50K).findall
+        self._words = UnitCache(self._encode_words)
         self._cache = UnitCache(self._encode_units)
-        self._pause = 0
+        self._choice = Choice(3)
         for text in BATTERY:
             back = self.decode(self.encode(text))
             if back != text:
@@ -115,24 +121,45 @@ class ByteBpeTokenizer(BaseTokenizer):
         return results
 
     def _encode_units(self, units: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
-        rows = [self._encode_part(unit_text(unit)) for unit in units]
-        return joined(rows), np.fromiter(map(len, rows), np.int64, len(rows))
+        held = "".join(units)
+        if held.isascii() and END not in held:
+            return self._encode_ascii(units)
+        apart = [not unit.isascii() or END in unit for unit in units]
+        return encode_apart(units, apart, self._encode_ascii, self._encode_part)
+
+    def _encode_ascii(self, units: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
+        return encode_in_words(units, self._find_words, self._words)
 
     def _encode_group(self, texts: Sequence[str]) -> list[Ids]:
-        """By words, each distinct one once; as they are where words seldom come back."""
-        if self._pause > 0:
-            self._pause -= 1
-            return [self._encode_one(text) for text in texts]
+        """In the way that is the fastest for such text."""
+        chars = sum(map(len, texts))
+        way = self._choice.next(chars)
+        began = time.thread_time()
+        encode = (self._by_units, self._by_words, self._encode_one)[way]
+        rows = [encode(text) for text in texts]
+        self._choice.took(way, chars, time.thread_time() - began)
+        return rows
+
+    def _by_units(self, text: str) -> Ids:
+        """By stretches between spaces, each distinct one once."""
         units: list[str] = []
-        ends = []
-        for text in texts:
-            for part in self.cut(text, PART_CHARS):
-                _add_units(part, units)
-            ends.append(len(units))
-        ids, starts = self._cache.encode(units)
-        if self._cache.new_share > _NEW_SHARE:
-            self._pause = _PAUSE
-        return np.split(ids, starts[ends[:-1]])
+        for part in self.cut(text, PART_CHARS):
+            units += _units(part)
+        return self._cache.encode(units)[0]
+
+    def _by_words(self, text: str) -> Ids:
+        """By words and signs, each distinct one once."""
+        parts = self.cut(text, PART_CHARS)
+        if text.isascii() and END not in text:
+            return self._words.encode(self._find_words(END.join([*parts, ""])))[0]
+        return joined(
+            [
+                self._words.encode(self._find_words(part + END))[0]
+                if part.isascii() and END not in part
+                else self._encode_part(part)
+                for part in parts
+            ]
+        )
 
     def cut(self, text: str, max_chars: int) -> list[str]:
         """Cut between words or lines, else at a multiple of 8,000 characters."""
@@ -143,35 +170,17 @@ class ByteBpeTokenizer(BaseTokenizer):
         return joined([self._encode_part(part) for part in self.cut(text, PART_CHARS)])
 
 
-def _add_units(text: str, units: list[str]) -> None:
-    """Append the stretches between the places of a text, in the form that `unit_text` reads."""
-    lines = text.split("\n")
-    start = 0
-    for i, line in enumerate(lines):
-        following = lines[i + 1] if i + 1 < len(lines) else ""
-        if i + 1 < len(lines) and (
-            not line or not following or line[-1].isspace() or following[0] in _NOT_AFTER_NEWLINE
-        ):
-            continue
-        end = "\n" if i + 1 < len(lines) else ""
-        if start == i:
-            words = line.split(" ")
-            # Equal where all white space is single spaces between words.
-            if words == line.split():
-                words[-1] += end
-            else:
-                words = _spaced_words(line + end)
-        else:
-            words = _spaced_words("\n".join(lines[start : i + 1]) + end)
-        words[0] += " "
-        units += words
-        start = i + 1
-
-
-def _spaced_words(text: str) -> list[str]:
-    first, *words = _SINGLE_SPACE.split(text)
-    # A space at the end would be read as the sign of a unit without one before it.
-    return [first, *(f" {word} " if word[-1] == " " else word for word in words)]
+def _units(text: str) -> list[str]:
+    """The stretches of a text, with empty ones among them; of most text without the expression."""
+    if not text.isascii() or any(character in text for character in _ODD):
+        return _UNITS.findall(text)
+    marked = _LINE_END.sub(f"\n{END}", text).replace(" ", f"{END} ")
+    if "  " in text:
+        # The first joins pairs of spaces, the second the pairs.
+        marked = marked.replace(f" {END} ", "  ").replace(f" {END} ", "  ")
+    for white in "\n\t\r":
+        marked = marked.replace(f"{white}{END} ", f"{white} ")
+    return marked.split(END)
 
 
 def last_place(text: str, start: int, end: int) -> int:
@@ -187,28 +196,32 @@ def last_place(text: str, start: int, end: int) -> int:
     return start
 
 
-def _encoder(spec: ByteLevelSpec) -> tuple[Callable[[str], Ids], str]:
-    """A function for a part of a text, and the library it uses."""
+def _encoder(spec: ByteLevelSpec) -> tuple[Callable[[str], Ids], EncodeUnits, str]:
+    """Functions for a part of a text and for words, and the library they use."""
     if spec.merges is None:
         ranks = {unspelled(piece) or b"": rank for piece, rank in spec.vocab.items()}
         pattern = known_pattern(spec.pre_tokenizer)
         if pattern is None:
             raise bad_tokenizer("ranks without merges need one of the known regular expressions")
-        return _with_tiktoken(pattern, ranks, None), "tiktoken"
+        return *_with_tiktoken(pattern, ranks, None), "tiktoken"
     whole = _with_tokenizers(spec, spec.pre_tokenizer, spec.ignore_merges)
     pattern = known_pattern(spec.pre_tokenizer)
     if pattern is None:
-        return whole, "tokenizers"
+        return whole, _no_words, "tokenizers"
     alone = _with_tokenizers(spec, None, False)
     found = _ranks(spec, alone)
     if found is None:
-        return whole, "tokenizers"
+        return whole, _no_words, "tokenizers"
     ids = np.array([spec.vocab[piece] for piece in found], dtype=np.uint32)
     ranks = {unspelled(piece) or b"": rank for rank, piece in enumerate(found)}
-    fast = _with_tiktoken(pattern, ranks, ids)
+    fast, words = _with_tiktoken(pattern, ranks, ids)
     if any(fast(text).tolist() != whole(text).tolist() for text in BATTERY):
-        return whole, "tokenizers"
-    return fast, "tiktoken"
+        return whole, _no_words, "tokenizers"
+    return fast, words, "tiktoken"
+
+
+def _no_words(words: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
+    raise NotImplementedError("the library tokenizers is given whole parts")
 
 
 def _ranks(spec: ByteLevelSpec, alone: Callable[[str], Ids]) -> list[str] | None:
@@ -245,7 +258,9 @@ def _ranks(spec: ByteLevelSpec, alone: Callable[[str], Ids]) -> list[str] | None
     return pieces
 
 
-def _with_tiktoken(pattern: str, ranks: dict[bytes, int], ids: Ids | None) -> Callable[[str], Ids]:
+def _with_tiktoken(
+    pattern: str, ranks: dict[bytes, int], ids: Ids | None
+) -> tuple[Callable[[str], Ids], EncodeUnits]:
     """Encoding by tiktoken; `ids` gives the id of each rank, None where they are equal."""
     tiktoken = _import("tiktoken", "tiktoken>=0.8")
     try:
@@ -259,7 +274,14 @@ def _with_tiktoken(pattern: str, ranks: dict[bytes, int], ids: Ids | None) -> Ca
         found = np.array(encoding.encode_ordinary(text), dtype=np.uint32)
         return found if ids is None else ids[found]
 
-    return encode
+    def encode_words(words: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
+        # Words of ASCII, of which `END` is none.
+        rows = [() if word == END else encoding.encode_ordinary(word) for word in words]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        found = np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum()))
+        return found if ids is None else ids[found], lengths
+
+    return encode, encode_words
 
 
 def _with_tokenizers(

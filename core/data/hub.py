@@ -17,7 +17,7 @@ from typing import Any
 from core.data.bad_lines import Tally
 from core.data.byte_streams import content_sha256, missing_package
 from core.data.nearby import nearby_text
-from core.data.readers import Record
+from core.data.readers import Record, import_pyarrow
 from core.data.selection import DEFAULT_OPTIONS, ReadOptions, bad_text_field, limited_records
 from core.data.sources import HUB_PREFIX, Document, text_documents
 from core.errors import PippinError
@@ -64,7 +64,10 @@ class HubSource:
 
     @cached_property
     def num_bytes(self) -> int:
-        """Bytes of the split as its card has them, or of its files in a folder; 0 if not known."""
+        """Bytes of the split as its card has them, or of the text in a folder; 0 if not known.
+
+        About: of parquet files the unpacked size of the text's column, of others that of the files.
+        """
         try:
             split, builder = self._split, self._builder
         except PippinError:
@@ -75,7 +78,8 @@ class HubSource:
         if self._folder is None:
             return 0
         files = (builder.config.data_files or {}).get(split, ())
-        return sum(Path(file).stat().st_size for file in files if Path(file).is_file())
+        field_name = self.options.text_field
+        return sum(_text_bytes(Path(f), field_name) for f in files if Path(f).is_file())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -221,6 +225,21 @@ class HubSource:
         if "string" not in str(getattr(kinds.get(wanted[0]), "dtype", "")):
             return data
         return data.select_columns(list(wanted)) if set(wanted) <= set(names) else data
+
+
+def _text_bytes(path: Path, field_name: str) -> int:
+    """Bytes of one column of a parquet file, unpacked; of any other file its size."""
+    if path.suffix.lower() != ".parquet":
+        return path.stat().st_size
+    pyarrow = import_pyarrow()
+    try:
+        meta = pyarrow.parquet.read_metadata(path)
+    except (pyarrow.ArrowException, OSError):
+        return path.stat().st_size  # what is wrong is told when it is read
+    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    text = [c.total_uncompressed_size for c in columns if c.path_in_schema == field_name]
+    return int(sum(text) or sum(c.total_uncompressed_size for c in columns))
 
 
 def _all_files(folder: Path) -> list[Path]:

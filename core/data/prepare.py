@@ -13,12 +13,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from core.data.bad_lines import OnBadLine
 from core.data.building import BuildOptions, build, publish, work_folder
+from core.data.limit import limited_parts, shares
 from core.data.request import TokenizerRequest, resolve_tokenizer
 from core.data.scan import STREAMED, Scan, scan_source, split_items
 from core.data.shards import (
@@ -32,7 +34,7 @@ from core.data.shards import (
     load_manifest,
     open_shards,
 )
-from core.data.sources import Source, StorySource, open_source
+from core.data.sources import ReadOptions, Source, StorySource, open_source
 from core.data.split import SPLITS, document_key
 from core.data.tokenizer import KINDS, Tokenizer, cut_text, load_tokenizer
 from core.data.tokenizer_training import train_tokenizer
@@ -102,6 +104,7 @@ def prepare(
     seq_len: int,
     seed: int,
     text_field: str = "text",
+    on_bad_line: OnBadLine = "error",
     tokenizer: str = "auto",
     vocab_size: int | None = None,
     val_fraction: float = 0.02,
@@ -117,6 +120,7 @@ def prepare(
         seq_len: T; train and val must each hold one window.
         seed: Of the split, and of the stories.
         text_field: Field of a .jsonl record.
+        on_bad_line: "error" stops at what cannot be read, "skip" leaves it out and counts it.
         tokenizer: "auto", "bpe", "unigram", "char", "byte", or the path of a tokenizer or of a run folder.
         vocab_size: Pieces of a bpe or unigram tokenizer; None chooses by the amount of text.
         val_fraction: Share of the text for validation.
@@ -135,7 +139,9 @@ def prepare(
     source: Source = (
         StorySource(corpus_bytes, seed, val_fraction, test_fraction)
         if input_file is None
-        else open_source(input_file, text_field)
+        else open_source(
+            input_file, options=ReadOptions(text_field=text_field, on_bad_line=on_bad_line)
+        )
     )
     request = resolve_tokenizer(source, tokenizer, vocab_size)
     wanted = wanted_source(
@@ -270,6 +276,7 @@ def make_shards(
     options: BuildOptions | None = None,
     replace_target: bool = False,
     report: Report = lambda phase, facts, result, seconds: None,
+    counted: Callable[[int], None] = lambda num_bytes: None,
 ) -> Path:
     """Read, train the tokenizer where none is given, split, encode and publish.
 
@@ -281,6 +288,7 @@ def make_shards(
         options: How to build; by default by the amount of text.
         replace_target: Remove what stands at `target`.
         report: Called when a phase is done.
+        counted: Called with the bytes of the text where it was read to count it.
 
     Returns:
         The folder.
@@ -293,6 +301,7 @@ def make_shards(
         facts = f"{wanted.name}, {scan.documents:,} documents, {scan.num_bytes / 1e6:,.1f} MB"
         done = "written" if isinstance(source, StorySource) else "read"
         report("data", facts, done, _since(started))
+        counted(scan.num_bytes)
 
     started = time.monotonic()
     tokenizer = request.given or _train(source, wanted, request, scan)
@@ -309,6 +318,9 @@ def make_shards(
     ).hexdigest()
     with work_folder(target, key) as folder:
         items = split_items(source, wanted, scan)
+        if options.max_tokens is not None and not scan.whole_documents:
+            items = limited_parts(items, tokenizer, shares(wanted, options.max_tokens))
+            options = replace(options, max_tokens=None)
         manifest = build(folder, items, tokenizer, info, request.text, options, notes=source.notes)
         if manifest.tokens == 0:
             raise PippinError("P201", f"no text found in {wanted.name}", found="0 documents")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.data.bad_lines import OnBadLine, Tally, is_text, lone_surrogate, too_long
+from core.data.chat_formats import content_of, detect_format
 from core.data.readers import PART_BYTES, Record
 from core.errors import PippinError, all_problems
 
@@ -123,9 +124,15 @@ def bad_text_field(
             f"{where}: the text field {name!r} {problem}",
             found="" if texts else f"no field holds a string; the fields: {others}",
             choices=texts,
-            remedy=f"data.text_field={texts[0]}" if texts else "",
+            remedy=_field_remedy(record, texts),
         ),
     )
+
+
+def _field_remedy(record: Mapping[str, Any], texts: list[str]) -> str:
+    if content_of(detect_format(record)) != "text":
+        return "python tools/prepare_data.py INPUT --tokenizer bpe --out shards/NAME"
+    return f"data.text_field={texts[0]}" if texts else ""
 
 
 def sound(records: Iterable[Record], tally: Tally) -> Iterator[Record]:

@@ -174,6 +174,13 @@ def load_manifest(folder: Path) -> Manifest:
         PippinError: P203 where it is missing, broken, changed, or of another version.
     """
     path = folder / MANIFEST
+    if not path.exists():
+        raise PippinError(
+            "P203",
+            f"there are no shards in {folder}",
+            found=f"{MANIFEST} is missing" if folder.is_dir() else "there is no such folder",
+            remedy=f"python tools/prepare_data.py INPUT --tokenizer bpe --out {folder}",
+        )
     try:
         text = path.read_text(encoding="utf-8")
         version = json.loads(text).get("version", 0)

@@ -193,7 +193,7 @@ def text_documents(
             tally.reject(problem[0], record.origin, problem[1])
             continue
         text = record.fields[options.text_field]
-        if not text.strip():
+        if not text or text.isspace():
             tally.done["empty documents left out"] += 1
             continue
         yield Document(text, record.origin, split=record.split)
@@ -326,7 +326,8 @@ def _open_files(paths: Sequence[Path], options: ReadOptions) -> FileSource:
     source = FileSource(tuple(files.values()), _name(paths), options, skipped)
     if source.num_bytes == 0:
         shown = ", ".join(map(str, paths))
-        nearby = nearby_text(paths[0])
+        empty = {file.path for file in source.files}
+        nearby = [one for one in nearby_text(paths[0], 8) if Path(one) not in empty][:5]
         raise PippinError("P201", f"{shown} is empty", found="0 bytes of text", choices=nearby)
     return source
 

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from core.checkpoint.atomic import atomic_file
 from core.errors import PippinError
 
 # Kinds that Pippin makes; "byte_bpe" is imported only.
 KINDS = ("bpe", "unigram", "char", "byte")
 CHAT_SYMBOLS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 # Texts encoded at once: a multiple of the parts in which each kind encodes endless words.
-GROUP_CHARS = 1_000_000
+GROUP_CHARS = 200_000
 
 Ids = NDArray[np.uint32]
 
@@ -149,12 +150,32 @@ class BaseTokenizer:
         return ()
 
     def save(self, folder: Path) -> Path:
-        """Write the tokenizer's one file into a folder and return its path."""
+        """Write the tokenizer's one file into a folder and return its path.
+
+        Raises:
+            PippinError: P312 where it cannot be written; what was there is as it was.
+        """
         path = folder / self._file_name
-        partial = folder / f".{self._file_name}.{os.getpid()}.tmp"
-        partial.write_bytes(self._content)
-        partial.replace(path)
+        write_atomically(path, self._content)
         return path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and wait until it is on the disk.
+
+    Raises:
+        PippinError: P312 for a full disk or a folder that may not be written.
+    """
+    try:
+        with atomic_file(path) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as stream:
+            stream.write(content)
+    except PippinError as error:
+        raise PippinError(
+            "P312",
+            f"{path} cannot be written: {error.__cause__ or error.what}",
+            remedy="a folder that may be written, on a disk with room",
+            kept="No file was left half written.",
+        ) from error
 
 
 def cut_text(text: str, max_chars: int) -> list[str]:
@@ -205,7 +226,7 @@ def cut_where(
 
 
 def groups(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts in their order, in groups of at most a million characters; a longer one is alone."""
+    """Texts in their order, in groups of at most `GROUP_CHARS`; a longer one is alone."""
     group: list[str] = []
     chars = 0
     for text in texts:
@@ -257,7 +278,7 @@ def bad_tokenizer(what: str, found: str = "", choices: Sequence[str] = ()) -> Pi
         what,
         found=found,
         choices=choices,
-        remedy="leave data.tokenizer out, so that one is trained",
+        remedy="data.tokenizer=auto, for which one is trained",
     )
 
 

@@ -226,6 +226,7 @@ class Session:
                 seq_len=values["data.seq_len"],
                 seed=values["data.seed"],
                 text_field=values["data.text_field"],
+                on_bad_line=values["data.on_bad_line"],
                 tokenizer=self._tokenizer_source(draft, start),
                 vocab_size=None
                 if draft.is_auto("model.vocab_size")

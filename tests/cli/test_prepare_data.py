@@ -81,7 +81,7 @@ def test_the_same_again_is_reused_and_another_text_is_refused(tmp_path: Path) ->
     assert "exactly this already" in prepare_data(*make, cwd=tmp_path)
     text.write_text(text.read_text().replace("Document 3:", "Document drei:"))
     refused = prepare_data(*make, cwd=tmp_path, code=2)
-    assert "P310" in refused and "--overwrite" in refused
+    assert "P311" in refused and "--overwrite" in refused
     assert digests(tmp_path / "s") == before
     prepare_data(*make, "--overwrite", cwd=tmp_path)
     assert digests(tmp_path / "s") != before
@@ -219,7 +219,7 @@ def test_nanogpt_files_are_imported(tmp_path: Path) -> None:
         (("docs.jsonl", "--tokenizer", "nope.model", "--out", "s"), "P301"),
         (("docs.jsonl", "--tokenizer", "byte", "--out", "s", "--score-min", "1"), "P012"),
         (("docs.jsonl", "--tokenizer", "byte", "--out", "s", "--val-fraction", "2"), "P012"),
-        (("docs.jsonl", "--tokenizer", "byte", "--out", "docs.jsonl"), "P310"),
+        (("docs.jsonl", "--tokenizer", "byte", "--out", "docs.jsonl"), "P311"),
         (("docs.jsonl", "--tokenizer", "byte", "--out", "s", "--text-field", "txt"), "P202"),
         (("docs.jsonl", "--tokenizer", "byte", "--out", "s", "--nonsense"), "P012"),
         (("info", "missing"), "P203"),

@@ -161,3 +161,53 @@ def test_a_bad_line_stops_or_is_skipped(tmp_path: Path, capsys: Any) -> None:
     assert code == 2 and "d.jsonl:501" in errors and not (tmp_path / "c.json").exists()
     code, shown, _ = run_tool(capsys, *args, "--on-bad-line", "skip")
     assert code == 0 and "note" in shown
+
+
+def test_a_full_disk_leaves_what_was_there(
+    text: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "t.json"
+    args = (text, "--kind", "char", "--out", out)
+    assert run_tool(capsys, *args)[0] == 0
+    before = out.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("core.checkpoint.atomic.flush_to_disk", full)
+    text.write_text("another text")
+    code, _, errors = run_tool(capsys, *args, "--overwrite")
+    assert code == 2 and errors.startswith("P312") and "No space left" in errors
+    assert out.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "t.json"]
+
+
+def test_records_are_chosen_and_the_next_command_repeats_it(tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "d.jsonl"
+    records = ({"body": chr(97 + i % 26), "score": i} for i in range(100))
+    data.write_text("".join(json.dumps(r) + "\n" for r in records))
+    chosen = ("--text-field", "body", "--score-field", "score", "--score-min", "90")
+    args = (data, "--kind", "char", "--out", tmp_path / "c.json", *chosen)
+    code, shown, errors = run_tool(capsys, *args)
+    assert code == 0, errors
+    wanted = sorted({chr(97 + i % 26) for i in range(90, 100)})
+    made = load_tokenizer(tmp_path / "c.json")
+    assert [made.decode([i]) for i in range(len(wanted))] == wanted
+    assert f"{data} --text-field body --score-field score --score-min 90.0 --tokenizer" in shown
+
+
+def test_conversations_are_text_too(tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "xyz"}, {"role": "assistant", "content": "abc"}]
+    data.write_text((json.dumps({"messages": turns}) + "\n") * 3)
+    code, _, errors = run_tool(capsys, data, "--kind", "char", "--out", tmp_path / "c.json")
+    assert code == 0, errors
+    made = load_tokenizer(tmp_path / "c.json")
+    assert made.unknown_characters("abcxyz\n") == () and made.unknown_characters("q") == ("q",)
+
+
+def test_a_remedy_names_the_flags_of_this_tool(tmp_path: Path, capsys: Any) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"body": "x"}\n')
+    code, _, errors = run_tool(capsys, data, "--out", tmp_path / "t.model")
+    assert code == 2 and "try: --text-field body; or" in errors and "data." not in errors

@@ -7,21 +7,16 @@ import gzip
 import json
 import os
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from core.data import readers
 from core.data.nearby import InputFile
-from core.data.sources import FileSource, ReadOptions, StorySource, open_source
-from core.data.split import assign_documents, cut_document, document_key, keep_apart
+from core.data.sources import FileSource, StorySource, open_source
 from core.errors import PippinError
 
 
@@ -143,7 +138,7 @@ def test_missing_field_names_the_fields_there_are(tmp_path: Path) -> None:
     error = refused(path)
     assert error.choices == ("content", "title")
     assert error.remedy.startswith("data.text_field=content; or ")
-    assert error.remedy.endswith("--on-bad-line skip")
+    assert error.remedy.endswith("data.on_bad_line=skip")
     assert texts(path, "title") == ["b"]
 
 
@@ -360,76 +355,6 @@ def test_any_other_file_means_no_split(tmp_path: Path, other: str) -> None:
     assert {d.split for d in open_source(tmp_path).documents()} == {None}
 
 
-def test_num_documents_counts_what_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{t}"}}\n' for t in ["", "1", " ", "2"]))
-    (tmp_path / "b.txt").write_text("3")
-
-    def kept(count: int) -> list[str]:
-        source = open_source(tmp_path, options=ReadOptions(num_documents=count))
-        return [d.text for d in source.documents()]
-
-    assert [kept(n) for n in (1, 2, 3, 4)] == [["1"], ["1", "2"], ["1", "2", "3"], ["1", "2", "3"]]
-
-
-def test_scores_filter(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    scores = ["3", "2.5", "1e0", "null", '"4"', "2"]
-    path.write_text("".join(f'{{"text": "{i}", "q": {s}}}\n' for i, s in enumerate(scores)))
-    options = ReadOptions(score_field="q", score_min=2.5)
-    source = open_source(path, options=options)
-    assert [d.text for d in source.documents()] == ["0", "1", "4"]
-    assert source.notes() == ("3 records left out, as q is below 2.5",)
-    assert [r.fields["text"] for r in source.records()] == ["0", "1", "4"]
-    (tmp_path / "b.csv").write_text("text,q\nx,9\ny,1\n")
-    assert [d.text for d in open_source(tmp_path / "b.csv", options=options).documents()] == ["x"]
-
-
-def test_a_score_that_is_missing_is_a_bad_record(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a", "p": 1, "q": 2}\n{"text": "b", "p": 1}\n{"text":"c","q":"x"}\n')
-    options = ReadOptions(score_field="q", score_min=1)
-    with pytest.raises(PippinError, match="'q' is missing") as error:
-        list(open_source(path, options=options).documents())
-    assert error.value.choices == ("p",) and f"{path}:2" in error.value.what
-    source = open_source(path, options=replace(options, on_bad_line="skip"))
-    assert [d.text for d in source.documents()] == ["a"]
-    assert source.notes() == (
-        "1 left out: the score field 'q' is missing (first: a.jsonl:2)",
-        "1 left out: the score field 'q' is not a number (first: a.jsonl:3)",
-    )
-
-
-def test_options_that_contradict_are_all_named() -> None:
-    with pytest.raises(PippinError) as error:
-        ReadOptions(num_documents=0, score_min=1.0)
-    assert error.value.code == "P010" and len(error.value.found.splitlines()) == 2
-
-
-def test_hub_options_need_a_hub_dataset(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(PippinError, match="config, split is for datasets") as error:
-        open_source(tmp_path, options=ReadOptions(config="en", split="train"))
-    assert error.value.code == "P010"
-    with pytest.raises(PippinError, match="on its own"):
-        open_source(["hf:x", tmp_path])
-
-
-def test_every_option_is_in_the_fingerprint(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x")
-    options = [
-        ReadOptions(),
-        ReadOptions(text_field="body"),
-        ReadOptions(on_bad_line="skip"),
-        ReadOptions(num_documents=3),
-        ReadOptions(score_field="q", score_min=1),
-        ReadOptions(score_field="q", score_min=2),
-    ]
-    prints = {open_source(tmp_path / "a.txt", options=one).fingerprint for one in options}
-    assert len(prints) == len(options)
-    by_name = open_source(tmp_path / "a.txt", "body").fingerprint
-    assert by_name == open_source(tmp_path / "a.txt", options=options[1]).fingerprint
-
-
 def test_bytes_read_grows_to_the_size_of_the_files(tmp_path: Path) -> None:
     rows = [{"text": f"document {i}"} for i in range(3_000)]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -442,82 +367,6 @@ def test_bytes_read_grows_to_the_size_of_the_files(tmp_path: Path) -> None:
         assert len(seen) == 9_000 and seen == sorted(seen) and len(set(seen)) > 3
         assert source.bytes_read == source.num_bytes
     assert not source.streams
-
-
-# Split
-
-
-def keys_of(items: list[str], seed: int = 1) -> np.ndarray:
-    return np.array([document_key(t.encode(), seed) for t in items], np.uint64)
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 500), min_size=200, max_size=400),
-    val=st.sampled_from([0.02, 0.1, 0.3]),
-    test=st.sampled_from([0.0, 0.02, 0.2]),
-    seed=st.integers(0, 50),
-)
-def test_shares_are_met_by_bytes(sizes: list[int], val: float, test: float, seed: int) -> None:
-    items = [f"{i}" for i in range(len(sizes))]
-    split = assign_documents(keys_of(items, seed), np.array(sizes, np.int64), val, test)
-    assert split is not None
-    shares = np.bincount(split, weights=sizes, minlength=3) / sum(sizes)
-    assert 0.5 * val <= shares[1] <= 1.03 * val
-    assert 0.5 * test <= shares[2] <= 1.03 * test
-
-
-def test_equal_documents_are_on_one_side() -> None:
-    items = [f"text {i % 150}" for i in range(600)]
-    split = assign_documents(keys_of(items), np.full(600, 7, np.int64), 0.2, 0.2)
-    assert split is not None and set(split.tolist()) == {0, 1, 2}
-    sides = {text: {int(s) for t, s in zip(items, split) if t == text} for text in items}
-    assert all(len(side) == 1 for side in sides.values())
-
-
-def test_split_depends_on_the_seed_and_not_on_the_position() -> None:
-    items = [f"text {i}" for i in range(300)]
-    sizes = np.full(300, 10, np.int64)
-    one = assign_documents(keys_of(items, 1), sizes, 0.1, 0.1)
-    other = assign_documents(keys_of(items, 2), sizes, 0.1, 0.1)
-    back = assign_documents(keys_of(items[::-1], 1), sizes, 0.1, 0.1)
-    assert one is not None and other is not None and back is not None
-    assert one.tolist() != other.tolist()
-    assert one.tolist() == back.tolist()[::-1]
-
-
-def test_few_or_huge_documents_must_be_cut() -> None:
-    sizes = np.full(49, 10, np.int64)
-    assert assign_documents(keys_of([str(i) for i in range(49)]), sizes, 0.1, 0.1) is None
-    # 60 documents of which two are nearly everything: no whole document is near 2%.
-    sizes = np.array([10**6, 10**6] + [1] * 58, np.int64)
-    assert assign_documents(keys_of([str(i) for i in range(60)]), sizes, 0.02, 0.02) is None
-
-
-def test_what_is_also_trained_on_leaves_validation() -> None:
-    keys = np.array([5, 6, 7, 5, 6], np.uint64)
-    assert keep_apart(keys, np.array([0, 1, 1, 2, 2], np.int8)).tolist() == [0, 1, 1, 0, 2]
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    text=st.text(st.sampled_from("ab \n\u6f22"), max_size=600),
-    val=st.floats(0.01, 0.45),
-    test=st.floats(0, 0.45),
-)
-def test_cut_documents_join_to_the_text(text: str, val: float, test: float) -> None:
-    parts = cut_document(text, val, test)
-    assert "".join(parts) == text
-    if test == 0:
-        assert parts[2] == ""
-
-
-def test_cuts_are_at_line_ends_and_near_the_shares() -> None:
-    text = "".join(f"line number {i}\n" for i in range(2000))
-    train, val, test = cut_document(text, 0.1, 0.05)
-    assert train.endswith("\n") and val.endswith("\n")
-    assert len(val) / len(text) == pytest.approx(0.1, abs=0.002)
-    assert len(test) / len(text) == pytest.approx(0.05, abs=0.002)
 
 
 @pytest.mark.parametrize("name", ["gone.txt", "gone.jsonl"])

@@ -1,5 +1,6 @@
 """`prepare_data.py import PATH --tokenizer T --out FOLDER`: token files of other projects."""
 
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -8,7 +9,7 @@ from core.cli import make_parser
 from core.data.foreign import import_foreign
 from core.data.foreign_formats import FORMATS
 from core.data.shard_builder import SHARD_TOKENS
-from core.data.tokenizer import load_tokenizer
+from core.data.tokenizer import Tokenizer, load_tokenizer
 from core.errors import PippinError
 from tools.preparing.looking import show_info
 from tools.preparing.making import count
@@ -25,14 +26,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--val-fraction", type=float, default=0.02, metavar="X", help="(0.02)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the split (1)")
     parser.add_argument("--tokens-per-shard", type=count, default=SHARD_TOKENS, metavar="N")
+    parser.add_argument("--json", action="store_true", help="the manifest as JSON on stdout")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     if args.out.exists():
-        raise PippinError("P310", f"{args.out} exists already", remedy="another --out")
-    console = Console(highlight=False)
+        raise PippinError("P311", f"{args.out} exists already", remedy="another --out")
+    console = Console(highlight=False, markup=False, soft_wrap=True, stderr=args.json)
     manifest = import_foreign(
         args.path,
-        tokenizer=load_tokenizer(args.tokenizer.expanduser()),
+        tokenizer=_tokenizer(args.tokenizer.expanduser()),
         out=args.out,
         format=args.format,
         eos_id=args.eos_id,
@@ -43,5 +45,17 @@ def main(argv: list[str]) -> int:
             f" {phase:<10} {facts}   {result}   {seconds:.1f} s"
         ),
     )
-    show_info(console, args.out, manifest)
+    if args.json:
+        print(json.dumps({"folder": str(args.out), **manifest.model_dump(mode="json")}))
+    else:
+        show_info(console, args.out, manifest)
     return 0
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        return load_tokenizer(path)
+    except PippinError as error:
+        # Ids that are there already are of one tokenizer; training another would not help.
+        error.remedy = "--tokenizer PATH, the one that the ids were made with"
+        raise

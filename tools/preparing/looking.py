@@ -13,10 +13,12 @@ from core.data.shards import Manifest, load_manifest, open_shards
 from core.data.show import Row, render_rows
 from core.data.split import SPLITS
 from core.data.stream import TokenStream
-from core.data.tokenizer import load_tokenizer
+from core.data.tokenizer import Tokenizer, load_tokenizer
 from core.data.verify import verify_shards
 from core.errors import PippinError
 from tools.preparing.statistics import measure, plot
+
+_PICTURES = (".png", ".svg", ".pdf", ".jpg")
 
 
 def info(argv: list[str]) -> int:
@@ -26,7 +28,7 @@ def info(argv: list[str]) -> int:
     if args.json:
         print(manifest.text(), end="")
     else:
-        show_info(Console(highlight=False), args.folder, manifest)
+        show_info(Console(highlight=False, soft_wrap=True), args.folder, manifest)
     return 0
 
 
@@ -45,17 +47,10 @@ def show_info(console: Console, folder: Path, manifest: Manifest) -> None:
         markup=False,
     )
     table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
-    for name in (
-        "split",
-        "documents",
-        "tokens",
-        "trained",
-        "text MB",
-        "bytes/token",
-        "files",
-        "MB",
-    ):
-        table.add_column(name, justify="left" if name == "split" else "right")
+    # Of text all tokens are trained: billions must fit 80 columns.
+    trained = ["trained"] if manifest.content != "text" else []
+    for name in ("split", "documents", "tokens", *trained, "text MB", "bytes/token", "files", "MB"):
+        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
     for split in SPLITS:
         part = manifest.splits.get(split)
         if part is None:
@@ -65,7 +60,7 @@ def show_info(console: Console, folder: Path, manifest: Manifest) -> None:
             split,
             f"{part.documents:,}",
             f"{part.tokens:,}",
-            f"{part.trained_tokens:,}",
+            *([f"{part.trained_tokens:,}"] if trained else []),
             f"{part.text_bytes / 1e6:,.1f}",
             f"{part.text_bytes / part.tokens:.2f}" if part.tokens else "",
             f"{len(part.files)}",
@@ -97,15 +92,24 @@ def stats(argv: list[str]) -> int:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="(stats-<folder>.png)")
     args = parser.parse_args(argv)
+    if args.plot is not None and args.plot.suffix.lower() not in _PICTURES:
+        parser.error(f"--plot {args.plot} does not end in {', '.join(_PICTURES)}")
     manifest = load_manifest(args.folder)
     tokenizer = load_tokenizer(args.folder / manifest.tokenizer.file)
     found = measure(open_shards(args.folder, args.split), tokenizer)
     picture = args.plot or Path(f"stats-{args.folder.resolve().name}.png")
-    plot(found, picture, title=f"{args.folder.resolve().name}, {args.split}")
+    try:
+        plot(found, picture, title=f"{args.folder.resolve().name}, {args.split}")
+    except OSError as error:
+        raise PippinError(
+            "P312",
+            f"{picture} cannot be written: {error.strerror or error}",
+            remedy="--plot FILE, in a folder that you may write to",
+        ) from error
     if args.json:
         print(json.dumps({**found.as_object(), "plot": str(picture)}))
         return 0
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for name, value in found.lines(tokenizer):
         console.print(f" {name:<26} {value}", markup=False)
     console.print(f" plot                       {picture}", markup=False)
@@ -123,11 +127,13 @@ def show(argv: list[str]) -> int:
     stream = open_shards(args.folder, args.split)
     manifest = load_manifest(args.folder)
     tokenizer = load_tokenizer(args.folder / manifest.tokenizer.file)
+    if args.rows < 1 or args.start < 0 or args.tokens < 1:
+        parser.error("--rows and --tokens must be 1 or more, --start 0 or more")
     rows = []
     last = min(args.start + args.rows, len(stream.offsets) - 1)
-    for number in range(max(args.start, 0), last):
+    for number in range(args.start, last):
         begin, end = int(stream.offsets[number]), int(stream.offsets[number + 1])
-        shown = min(end, begin + max(args.tokens, 1))
+        shown = min(end, begin + args.tokens)
         name = args.split
         if manifest.content == "preference":
             name += ", chosen" if number % 2 == 0 else ", rejected"
@@ -139,8 +145,11 @@ def show(argv: list[str]) -> int:
         raise PippinError(
             "P201",
             f"{args.folder} has no document {args.start} in {args.split}",
-            found=f"{count:,} documents, 0 to {count - 1:,}",
+            found=f"{count:,} documents, 0 to {count - 1:,}" if count else "0 documents",
         )
+    if args.json:
+        print(json.dumps([_as_object(row, tokenizer) for row in rows]))
+        return 0
     console = Console(highlight=False)
     encoding = (console.encoding or "").lower()
     console.print(
@@ -153,6 +162,12 @@ def show(argv: list[str]) -> int:
         )
     )
     return 0
+
+
+def _as_object(row: Row, tokenizer: Tokenizer) -> dict[str, object]:
+    """A row for programs: `weights` above 0 are trained, symbols have no bytes of text."""
+    text = tokenizer.decode(row.ids)
+    return {"document": row.number, "text": text, "ids": row.ids, "weights": row.weights}
 
 
 def _row(stream: TokenStream, number: int, begin: int, end: int, name: str) -> Row:

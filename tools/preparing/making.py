@@ -1,24 +1,25 @@
 """`prepare_data.py INPUT... --tokenizer T --out FOLDER`: make shards."""
 
 import argparse
-import time
+import json
+import shlex
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from core.cli import Parser, make_parser
-from core.data.building import Amount, BuildOptions, Content
+from core.data.building import BuildOptions, Content
 from core.data.chat import ChatSource
 from core.data.chat_formats import content_of, detect_format
 from core.data.prepare import default_workers, make_shards, wanted_source
 from core.data.request import resolve_tokenizer
 from core.data.shard_builder import SHARD_TOKENS
-from core.data.shards import MANIFEST, Manifest, load_manifest
+from core.data.shards import MANIFEST, Manifest, SourceInfo, load_manifest
 from core.data.sources import ReadOptions, RecordSource, Source, open_source
 from core.data.tokenizer import KINDS
 from core.errors import PippinError
 from tools.preparing.looking import show_info
+from tools.preparing.progress import Bar
 
 PROG = "tools/prepare_data.py"
 
@@ -55,7 +56,7 @@ def add_reading(parser: Parser, *, required: bool = True) -> None:
 def count(text: str) -> int:
     """`1e9`, `2_000_000`, `500` as a number."""
     value = float(text.replace("_", ""))
-    if value < 1 or value != int(value):
+    if not 1 <= value < 2**53 or value != int(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
     return int(value)
 
@@ -114,6 +115,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=count, metavar="N", help="processes (one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--quiet", action="store_true", help="only errors")
+    parser.add_argument("--json", action="store_true", help="the manifest as JSON on stdout")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     for name in ("val_fraction", "test_fraction"):
@@ -125,7 +127,10 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Make shards."""
     args = parse_args(argv)
-    console = Console(quiet=args.quiet, highlight=False)
+    # Names of files are no markup, and a path that is wrapped cannot be copied.
+    console = Console(
+        quiet=args.quiet, highlight=False, markup=False, soft_wrap=True, stderr=args.json
+    )
     source, content = open_input(args)
     request = resolve_tokenizer(source, args.tokenizer, args.vocab_size)
     wanted = wanted_source(
@@ -136,22 +141,21 @@ def main(argv: list[str]) -> int:
             update={"fingerprint": f"{wanted.fingerprint} max_tokens={args.max_tokens}"}
         )
     held = _held(args.out)
-    if held is not None:
-        same = (held.source.fingerprint, held.source.seed, held.source.val_fraction)
-        asked = (wanted.fingerprint, wanted.seed, wanted.val_fraction)
-        if same == asked and request.met_by(held.tokenizer) and not args.overwrite:
+    if held is not None and not args.overwrite:
+        differs = _differences(held, wanted, args.tokens_per_shard)
+        if not request.met_by(held.tokenizer):
+            differs.append(f"the tokenizer: there {held.tokenizer.requested}, asked {request.text}")
+        if not differs:
             console.print(f" shards     {args.out} holds exactly this already")
-            show_info(console, args.out, held)
-            return 0
-        if not args.overwrite:
-            raise PippinError(
-                "P310",
-                f"{args.out} holds other shards",
-                found=f"there: {held.source.name}, {held.tokens:,} tokens\nasked: {source.name}",
-                remedy="--overwrite, or another --out",
-                kept="Nothing was changed.",
-            )
-    with _Bar(console, source.num_bytes, args.max_tokens) as bar:
+            return _told(console, args, args.out, held)
+        raise PippinError(
+            "P311",
+            f"{args.out} holds other shards",
+            found="\n".join(differs),
+            remedy="--overwrite, or another --out",
+            kept="Nothing was changed.",
+        )
+    with Bar(console, source, args.max_tokens) as bar:
         options = BuildOptions(
             workers=args.workers or default_workers(source),
             shard_tokens=args.tokens_per_shard,
@@ -169,10 +173,43 @@ def main(argv: list[str]) -> int:
             report=lambda phase, facts, result, seconds: console.print(
                 f" {phase:<10} {facts}   {result}   {seconds:.1f} s"
             ),
+            counted=bar.expect,
         )
-    show_info(console, folder, load_manifest(folder))
-    console.print(f" next       python train.py --input_file {folder}")
+    return _told(console, args, folder, load_manifest(folder))
+
+
+def _told(console: Console, args: argparse.Namespace, folder: Path, manifest: Manifest) -> int:
+    """Say what the folder holds and what can be done with it; returns the exit code."""
+    if args.json:
+        print(json.dumps({"folder": str(folder), **manifest.model_dump(mode="json")}))
+        return 0
+    show_info(console, folder, manifest)
+    trains = manifest.content != "preference"
+    if trains and not manifest.splits["val"].tokens:
+        console.print(
+            " note       no text for validation, which training needs: --val-fraction, more text"
+        )
+    verb = "train.py --input_file" if trains else "tools/prepare_data.py show"
+    console.print(f" next       python {verb} {shlex.quote(str(folder))}")
     return 0
+
+
+def _differences(held: Manifest, wanted: SourceInfo, shard_tokens: int) -> list[str]:
+    """What was asked for that the shards were not made with, in words."""
+    there, found = held.source, []
+    if there.fingerprint != wanted.fingerprint:
+        found.append(f"the text, or how it is read: there {there.name}, asked {wanted.name}")
+    for name in ("seed", "val_fraction", "test_fraction"):
+        a, b = getattr(there, name), getattr(wanted, name)
+        if a != b:
+            found.append(f"{name}: there {a}, asked {b}")
+    # Files are full but for the last one of a split.
+    splits = held.splits.values()
+    full = {file.items for split in splits for file in split.files[:-1]}
+    largest = max((file.items for split in splits for file in split.files), default=0)
+    if largest > shard_tokens or full - {shard_tokens}:
+        found.append(f"tokens per shard: there {largest:,}, asked {shard_tokens:,}")
+    return found
 
 
 def _held(folder: Path) -> Manifest | None:
@@ -181,60 +218,9 @@ def _held(folder: Path) -> Manifest | None:
         return load_manifest(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise PippinError(
-            "P310",
+            "P311",
             f"{folder} exists and holds no shards",
             remedy="another --out",
             kept="Nothing was changed.",
         )
     return None
-
-
-class _Bar:
-    """MB and tokens a second, and the time left where the size is known."""
-
-    def __init__(self, console: Console, num_bytes: int, max_tokens: int | None) -> None:
-        self._total, self._max_tokens = num_bytes, max_tokens
-        self._progress = Progress(
-            TextColumn(" encode    "),
-            BarColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=console.quiet or not console.is_terminal,
-        )
-        self._console = console
-        self._task: TaskID | None = None
-        self._started = self._told = time.monotonic()
-        self._first: Amount | None = None
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def update(self, amount: Amount) -> None:
-        """Show how far it is."""
-        now = time.monotonic()
-        if self._first is None:
-            # An interrupted build goes on; its speed is that of this part.
-            self._first, self._started = amount, now
-        seconds = max(now - self._started, 1e-3)
-        mb = (amount.text_bytes - self._first.text_bytes) / 1e6
-        tokens = amount.tokens - self._first.tokens
-        facts = (
-            f"{amount.text_bytes / 1e6:,.0f} MB  {amount.tokens / 1e6:,.1f}M tokens  "
-            f"{mb / seconds:.1f} MB/s  {tokens / seconds / 1e6:.2f}M tok/s"
-        )
-        total: float | None = self._total or None
-        done: float = amount.text_bytes
-        if self._max_tokens is not None:
-            total, done = self._max_tokens, amount.tokens
-        if self._task is None:
-            self._task = self._progress.add_task("encode", total=total, facts=facts)
-        self._progress.update(self._task, completed=done, facts=facts)
-        if not self._console.is_terminal and now - self._told > 5:
-            self._told = now
-            self._console.print(f" encode     {facts}")

@@ -1,0 +1,171 @@
+"""Tokenizers in files: saved, damaged, of other origin; and how one is chosen and made.
+
+Run: pytest tests/unit/test_tokenizer_files.py
+"""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from core.data.tokenizer import (
+    CharTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
+from core.data.tokenizer_training import choose_tokenizer, train_tokenizer
+from core.errors import PippinError
+from tests.tokenizer_helpers import ALL, BPE, BYTE, CHAR, PIECES, TEXTS, UNIGRAM, WORDS
+
+
+@pytest.mark.parametrize("kind", list(ALL))
+def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    tokenizer = ALL[kind]
+    path = tokenizer.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    for place in (path, tmp_path):
+        again = load_tokenizer(place)
+        assert (again.kind, again.fingerprint) == (kind, tokenizer.fingerprint)
+        assert again.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
+        assert again.control_ids == tokenizer.control_ids
+
+
+def test_fingerprints_differ() -> None:
+    prints = {t.fingerprint for t in (*ALL.values(), CharTokenizer("ab"), CharTokenizer("ac"))}
+    assert len(prints) == 6
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no model",
+        b"{",
+        b"[1]",
+        b'{"format": "other"}',
+        b'{"format": "pippin-tokenizer", "version": 1, "kind": "char", "characters": "ba"}',
+        b'{"format": "pippin-tokenizer", "version": 1, "kind": "char", "characters": ""}',
+        b'{"format": "pippin-tokenizer", "version": 1, "kind": "new", "characters": ""}',
+        b"{" * 100_000,
+    ],
+)
+def test_damaged_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    with pytest.raises(PippinError) as error:
+        load_tokenizer(path)
+    assert error.value.code == "P301"
+
+
+def test_changed_json_is_refused(tmp_path: Path) -> None:
+    path = CharTokenizer("ab").save(tmp_path)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "note": "x"}))
+    with pytest.raises(PippinError, match="changed after it was written"):
+        load_tokenizer(path)
+
+
+def test_missing_tokenizer_is_an_error(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.model"):
+        with pytest.raises(PippinError) as error:
+            load_tokenizer(path)
+        assert error.value.code == "P301"
+
+
+def test_a_model_that_loses_spaces_is_refused(tmp_path: Path) -> None:
+    """sentencepiece's own defaults: a space in front, runs of spaces made one, NFKC."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([WORDS] * 20),
+        model_writer=model,
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    with pytest.raises(PippinError, match="not lossless"):
+        load_tokenizer(tmp_path)
+
+
+def test_decoding_an_unknown_id_is_an_error() -> None:
+    for i in (-1, BYTE.vocab_size):
+        with pytest.raises(PippinError) as error:
+            BYTE.decode([65, i])
+        assert error.value.code == "P204"
+
+
+def test_half_a_character_decodes_to_the_replacement_sign() -> None:
+    assert BYTE.decode(list("\u00e9".encode())[:1]) == "\ufffd"
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_short_text_gives_fewer_pieces(kind: str) -> None:
+    tokenizer = train_tokenizer(kind, ["abc abc abx"], 4096)
+    assert 264 < tokenizer.vocab_size < 300
+    assert tokenizer.decode(tokenizer.encode("abc xyz")) == "abc xyz"
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_many_characters_fall_back_to_bytes(kind: str) -> None:
+    """3,000 distinct characters do not fit 400 pieces; sentencepiece alone would refuse."""
+    text = "".join(chr(0x4E00 + i) for i in range(3000)) + "abc " * 3000
+    tokenizer = train_tokenizer(kind, [text], 400)
+    assert tokenizer.vocab_size <= 400
+    assert tokenizer.decode(tokenizer.encode(text[:5000])) == text[:5000]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "code"),
+    [("bpe", 100, "P010"), ("unigram", 100, "P010"), ("word", 500, "P010"), ("char", 0, "P201")],
+)
+def test_impossible_requests(kind: str, size: int, code: str) -> None:
+    with pytest.raises(PippinError) as error:
+        train_tokenizer(kind, [], size)
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_pieces_of_nothing_are_an_error(kind: str) -> None:
+    with pytest.raises(PippinError) as error:
+        train_tokenizer(kind, ["\n\n"], 400)
+    assert error.value.code == "P201"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "chars", "kind", "size"),
+    [
+        (3_000, 40, "char", 0),
+        (400_000, 5_000, "byte", 0),
+        (1_115_394, 65, "bpe", 1024),
+        (20_000_000, 70, "bpe", 2048),
+        (100_000_000, 200, "bpe", 4096),
+        (10**12, 200, "bpe", 32_768),
+    ],
+)
+def test_choice_grows_with_the_text(num_bytes: int, chars: int, kind: str, size: int) -> None:
+    choice = choose_tokenizer(num_bytes, chars)
+    assert (choice.kind, choice.vocab_size) == (kind, size)
+    assert "MB" in choice.reason
+
+
+def test_protocol_is_met() -> None:
+    tokenizers: list[Tokenizer] = [BPE, UNIGRAM, BYTE, CHAR]
+    assert all(t.vocab_size > 0 for t in tokenizers)
+
+
+def test_a_full_disk_leaves_the_saved_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = BPE.save(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("core.checkpoint.atomic.flush_to_disk", full)
+    with pytest.raises(PippinError, match="No space left") as error:
+        UNIGRAM.save(tmp_path)
+    assert error.value.code == "P312"
+    assert path.read_bytes() == BPE.content and list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,5 @@
 """Files that are complete or absent: a temporary name in the same folder, flushed, then renamed."""
 
-import errno
 import fcntl
 import os
 import re
@@ -9,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from core.durable import flush_folder, flush_to_disk
 from core.errors import PippinError
 
 _TEMPORARY = re.compile(r"\.tmp-(\d+)-.+\Z")
-_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOTTY)
 
 
 def temporary_path(path: Path) -> Path:
@@ -48,33 +47,12 @@ def atomic_file(path: Path) -> Iterator[int]:
         raise _write_error(path, error) from error
 
 
-def flush_to_disk(fd: int) -> None:
-    """fsync; on macOS F_FULLFSYNC, since fsync there leaves the data in the drive's own cache."""
-    full = getattr(fcntl, "F_FULLFSYNC", None)
-    if full is not None:
-        try:
-            fcntl.fcntl(fd, full)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-        else:
-            return
-    os.fsync(fd)
-
-
 def publish(temporary: Path, path: Path) -> None:
     """Rename a complete file into place, and make the rename itself durable."""
     temporary.replace(path)
     # Renaming one hard link over another of the same file does nothing and leaves both.
     temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-    finally:
-        os.close(folder)
+    flush_folder(path.parent)
 
 
 def _write_error(path: Path, error: Exception) -> PippinError:

@@ -34,7 +34,7 @@ def early_flush(fd: int, num_bytes: int) -> None:
 
     Nobody reads a checkpoint soon, and the data's shards need the cache. In a virtual machine it
     also saves up to 2 s of processor time a GB, which fresh memory costs there (measured 2026-11).
-    That a file is on the medium is not decided here but by `atomic.flush_to_disk`, at its end.
+    That a file is on the medium is not decided here but by `core.durable.flush_to_disk`, at its end.
     """
     _sync(fd)
     # 0 would mean all of it.

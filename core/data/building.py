@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -35,6 +35,8 @@ from core.data.shards import (
 )
 from core.data.split import SPLITS
 from core.data.tokenizer import Tokenizer
+from core.durable import flush_folder
+from core.errors import PippinError
 
 PROGRESS = "progress.json"
 SYNC_S = 5.0
@@ -84,28 +86,48 @@ def work_folder(target: Path, key: str) -> Iterator[Path]:
     """
     _remove_stale(target.parent)
     folder = target.parent / f".work-{target.name}-{key[:12]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("wb")
-    except OSError as error:
-        raise not_writable(folder, error) from error
-    with lock:
+    lock = _lock(folder)
+    if lock is None:
+        private = target.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            private = target.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
             private.mkdir()
-            try:
-                yield private
-            finally:
-                shutil.rmtree(private, ignore_errors=True)
-            return
+        except OSError as error:
+            raise not_writable(private, error) from error
+        try:
+            yield private
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+        return
+    with lock:
         try:
             yield folder
         except BaseException:
             if not (folder / PROGRESS).exists():  # nothing to go on from
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+
+
+def _lock(folder: Path) -> BinaryIO | None:
+    """The lock of a folder, made where it is not there; None while another process holds it."""
+    path = folder / ".lock"
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = path.open("wb")
+        except OSError as error:
+            raise not_writable(folder, error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            return None
+        try:
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        except OSError:
+            pass
+        # Whoever held it has just given the folder its name, and the lock went with it.
+        lock.close()
 
 
 def publish(folder: Path, target: Path, *, replace: bool = False) -> Path:
@@ -116,7 +138,7 @@ def publish(folder: Path, target: Path, *, replace: bool = False) -> Path:
         target: Its name.
         replace: Remove what stands there.
     """
-    sync_folder(folder)
+    flush_folder(folder)
     old = target.parent / f".tmp-old-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         if replace and target.exists():
@@ -129,21 +151,16 @@ def publish(folder: Path, target: Path, *, replace: bool = False) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         return target
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:  # the new folder did not get its name: what was there stays
+                old.rename(target)
     # Not before: without the lock another process would begin to build in the folder.
     for name in (PROGRESS, ".lock"):
         (target / name).unlink(missing_ok=True)
-    sync_folder(target.parent)
+    flush_folder(target.parent)
     return target
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def build(
@@ -171,18 +188,15 @@ def build(
     weighted = options.content != "text"
     file = tokenizer.save(folder)
     done = _read_progress(folder)
-    states = done.get("splits", {})
-    builders: dict[str, SplitBuilder] = {
-        split: SplitBuilder(
-            folder,
-            split,
-            dtype,
-            shard_tokens=options.shard_tokens,
-            weighted=weighted,
-            state=states.get(split),
-        )
-        for split in SPLITS
-    }
+    try:
+        builders = _builders(folder, dtype, options, weighted, done.get("splits", {}))
+    except PippinError as error:
+        if error.code != "P203":
+            raise
+        # What was flushed is no longer there: nothing to go on from.
+        (folder / PROGRESS).unlink(missing_ok=True)
+        done = {}
+        builders = _builders(folder, dtype, options, weighted, {})
     try:
         blocks = _after(cut_blocks(items, tokenizer), int(done.get("blocks", 0)))
         _run(folder, blocks, builders, tokenizer, file, dtype, options, done)
@@ -196,6 +210,26 @@ def build(
     source = source.model_copy(update={"documents": source.documents or counted, "notes": notes()})
     max_id = max(builder.max_id for builder in builders.values())
     return write_manifest(folder, tokenizer, source, splits, requested, max_id, options.content)
+
+
+def _builders(
+    folder: Path,
+    dtype: Literal["uint16", "uint32"],
+    options: BuildOptions,
+    weighted: bool,
+    states: dict[str, Any],
+) -> dict[str, SplitBuilder]:
+    return {
+        split: SplitBuilder(
+            folder,
+            split,
+            dtype,
+            shard_tokens=options.shard_tokens,
+            weighted=weighted,
+            state=states.get(split),
+        )
+        for split in SPLITS
+    }
 
 
 def ids_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
@@ -320,7 +354,7 @@ def _read_progress(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return state
+    return state if isinstance(state, dict) else {}
 
 
 def _write_progress(folder: Path, state: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from core.data.building import ids_dtype, sync_folder, write_manifest
+from core.data.building import ids_dtype, write_manifest
 from core.data.foreign_formats import Foreign, TokenArrays, read_foreign
 from core.data.shard_builder import SHARD_TOKENS, SplitBuilder, not_writable
 from core.data.shards import (
@@ -31,6 +31,7 @@ from core.data.shards import (
 from core.data.split import SPLITS, Split, assign_documents
 from core.data.stream import TokenStream
 from core.data.tokenizer import Tokenizer
+from core.durable import flush_folder
 from core.errors import PippinError
 
 __all__ = ["import_foreign"]
@@ -297,14 +298,14 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         raise not_writable(partial, error) from error
     try:
         yield partial
-        sync_folder(partial)
+        flush_folder(partial)
         try:
             partial.rename(folder)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise _name_taken(folder) from error
             raise not_writable(folder, error) from error
-        sync_folder(folder.parent)
+        flush_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

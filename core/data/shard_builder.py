@@ -4,8 +4,9 @@ What `sync` returned is on the disk: a builder that starts from that state cuts 
 writes the very bytes that an undisturbed one would have written.
 """
 
+import errno
 import hashlib
-import os
+import shlex
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from core.data.shards import FileInfo, SplitInfo
 from core.data.split import Split
+from core.durable import flush_to_disk
 from core.errors import PippinError
 
 SHARD_TOKENS = 100_000_000
@@ -153,6 +155,8 @@ class _Files:
         self._folder, self._name, self._dtype, self._limit = folder, name, dtype, limit
         held = state or {"done": [], "current": None}
         self._done = [FileInfo.model_validate(info) for info in held["done"]]
+        for info in self._done:
+            _require_size(folder / info.name, info.bytes)
         self._current: _HashedFile | None = None
         if held["current"] is not None:
             self._current = _HashedFile(self._path(), held["current"])
@@ -189,6 +193,14 @@ class _Files:
     def close(self) -> None:
         if self._current is not None:
             self._current.close()
+
+
+def _require_size(path: Path, size: int) -> None:
+    """A finished file that a resumed build counts on must still be there, whole."""
+    found = path.stat().st_size if path.is_file() else -1
+    if found != size:
+        state = "is gone" if found < 0 else f"has {found:,} bytes"
+        raise PippinError("P203", f"{path} {state}, and {size:,} bytes were written")
 
 
 class _HashedFile:
@@ -228,7 +240,7 @@ class _HashedFile:
     def sync(self) -> State:
         try:
             self._stream.flush()
-            os.fsync(self._stream.fileno())
+            flush_to_disk(self._stream.fileno())
         except OSError as error:
             raise not_writable(self._path, error) from error
         return {"items": self.items, "bytes": self._bytes}
@@ -272,6 +284,8 @@ def not_writable(path: Path, error: OSError) -> PippinError:
     return PippinError(
         "P312",
         f"{path} cannot be written: {error.strerror or error}",
-        remedy="make room and type the same again; or a folder on a disk with room",
+        remedy="another folder, or its permissions: ls -ld " + shlex.quote(str(path.parent))
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        else "make room and type the same again; or a folder on a disk with room",
         kept="What was finished before is untouched, and no shards are half written.",
     )

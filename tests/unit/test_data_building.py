@@ -1,5 +1,7 @@
 """Building shards: the same bytes whatever the workers, wherever it was stopped."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -242,6 +244,76 @@ def test_a_full_disk_is_said_and_the_build_goes_on_when_there_is_room(tmp_path, 
     whole, _ = made(tmp_path, "whole", shard_tokens=5000)
     full, _ = made(tmp_path, "full", shard_tokens=5000)
     assert files(full) == files(whole)
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone", "list"])
+def test_a_damaged_work_folder_is_begun_anew(tmp_path, monkeypatch, damage):
+    small_blocks(monkeypatch)
+    whole, _ = made(tmp_path, "whole", shard_tokens=500)
+    source = tmp_path / "full"
+    monkeypatch.setattr(building, "SYNC_S", 0.0)
+    monkeypatch.setattr(building, "_write_progress", stop_after(building._write_progress, 4))
+    with pytest.raises(Stopped):
+        made(tmp_path, "full", shard_tokens=500)
+    monkeypatch.undo()
+    small_blocks(monkeypatch)
+    (work,) = tmp_path.glob(".work-full-*")
+    first = work / "train_00000.bin"
+    if damage == "shorter":
+        os.truncate(first, 7)
+    elif damage == "gone":
+        first.unlink()
+    else:
+        (work / "progress.json").write_text("[1]")
+    made(tmp_path, "full", shard_tokens=500)
+    assert files(source) == files(whole) and not list(tmp_path.glob(".work-*"))
+
+
+def stop_after(function, calls):
+    count = iter(range(calls))
+
+    def stopping(*args):
+        function(*args)
+        if next(count, None) is None:
+            raise Stopped
+
+    return stopping
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    old, new = tmp_path / "shards", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "file").write_text(folder.name)
+    rename = Path.rename
+
+    def full(self, target):
+        if self == new:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(PippinError) as info:
+        building.publish(new, old, replace=True)
+    assert info.value.code == "P312" and (old / "file").read_text() == "shards"
+
+
+def test_a_folder_published_while_its_lock_was_waited_for_is_not_built_in(tmp_path, monkeypatch):
+    target = tmp_path / "shards"
+    with building.work_folder(target, "key") as first:
+        made_path = str(first)
+    flock = fcntl.flock
+    calls = []
+
+    def publish_first(lock, how):
+        calls.append(how)
+        if len(calls) == 1:  # the folder goes, between opening its lock and getting it
+            first.rename(target)
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", publish_first)
+    with building.work_folder(target, "key") as second:
+        assert str(second) == made_path and second.is_dir() and len(calls) == 2
 
 
 def test_verify_finds_a_flipped_bit(tmp_path, monkeypatch):

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 import backends
 from core.backend import Backend
 from core.checkpoint import Checkpoint, Meta, initial_checkpoint, verify
-from core.checkpoint.atomic import flush_to_disk
 from core.config.load import build, load
 from core.config.schema import RunConfig
+from core.durable import flush_to_disk
 from core.errors import PippinError
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early
 from core.machine.memory import checkpoint_bytes

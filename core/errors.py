@@ -167,7 +167,8 @@ CODES: dict[str, tuple[str, str]] = {
         "run folder holds a run",
         "A folder that holds a checkpoint is never written without --resume or --overwrite, and "
         "--overwrite removes only what a run wrote: a folder whose files are of other origin is "
-        "refused.",
+        "refused. The same holds for a folder of shards: another text or other options need "
+        "--overwrite or another --out.",
     ),
     "P312": (
         "run folder not writable",

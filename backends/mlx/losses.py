@@ -53,10 +53,17 @@ def _head_loss(
     @mx.custom_function
     def function(hidden: mx.array, weight: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         head = weight.astype(hidden.dtype)
-        grad_hidden, grad_weight, total = [], mx.zeros_like(weight), mx.array(0.0)
+        grad_hidden: list[mx.array] = []
+        grad_weight, total = mx.zeros_like(weight), mx.array(0.0)
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             x, target, scale = hidden[part], targets[part, None], weights[part, None]
+            if grad_hidden:
+                # One chunk after another: MLX orders what is independent as it likes, and would have
+                # the logits of all chunks alive together.
+                x, target, scale = mx.depends(
+                    [x, target, scale], [total, grad_hidden[-1], grad_weight]
+                )
             loss, grad = _chunk_loss(x, head, target, scale, coefficient)
             grad = grad.astype(hidden.dtype)
             total = total + loss

@@ -31,21 +31,25 @@ LOSS_CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 24}
 NS_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 22}
 # As in backends/mlx/experts.py.
 TILE_COST = 4
-# Tensors of the size of a chunk of logits that are alive in the loss: logits, those less their maximum,
-# exponentials, the hit of the target, and the gradient in two forms, of as many chunks as a window
-# reaches over. Each other chunk adds some too, measured with up to 32 of them: MLX does not work through
-# them one by one, so its loss grows with tokens x vocabulary.
-LOSS_AHEAD, LOSS_CHUNKS_AHEAD, LOSS_OTHERS = 5.5, 2.5, 1.75
-# Likewise products of the size of the head's matrix: more than one for each other chunk, and at most.
-HEAD_OTHERS, HEAD_MOST = 0.25, 3.5
+# Tensors of the size of a chunk of logits that an operator of the loss makes: logits, those less their
+# maximum, exponentials, the hit of the target in two forms, and the gradient in two; some are made in
+# place. Chunks are chained, so that a window (about 110 tasks, of which a chunk queues 55) reaches over
+# two of them, however many there are: measured 11.3 to 11.5 with 8 to 64 chunks.
+LOSS_AHEAD, LOSS_CHUNKS_AHEAD = 5.5, 2.08
+# `fsum` pads longer rows to a multiple of its block.
+FSUM_BLOCK = 4096
+# Products of the size of the head's matrix beside its gradient, at most: measured likewise.
+HEAD_AHEAD = 2.5
 # In the backward pass of the last block: tensors of the stream's size, of the MLP's, and of the scores'.
 STREAM_AHEAD, MLP_AHEAD, SCORES_AHEAD = 13.2, 3.0, 2.1
 # More of them where a block is computed again just before: of the stream's size, and of the scores'.
 STREAM_RECOMPUTED, SCORES_RECOMPUTED = 11.0, 1.0
 # Outputs of Newton-Schulz's operators in a window, 9 of which are one iteration.
 NS_AHEAD = 27
-# Temporaries of AdamW for each of the two tensors that a window reaches over.
-ADAMW_AHEAD, ADAMW_TENSORS = 3, 2
+# Temporaries of AdamW: first moment's two terms, second's and the step's, of which three outlive their
+# operator. Tensors are chained too, so that a window reaches over the one before; of the last one the
+# clipped gradient is there besides.
+ADAMW_AHEAD = 3
 
 
 def device_kind() -> str:
@@ -113,9 +117,11 @@ def _micro_batch(led: Ledger, sizes: Sizes, specs: Sequence[ParamSpec]) -> None:
     ahead = min(LOSS_CHUNKS_AHEAD, chunks)
     led.add(LOGITS, embed)
     # Narrower ones are there beside float32: logits as they come, the gradient as it goes.
-    matrices = 1 + min(HEAD_MOST, HEAD_OTHERS * (chunks - ahead))
-    alive = (LOSS_AHEAD + sizes.half) * ahead + LOSS_OTHERS * (chunks - ahead)
-    led.spike(LOGITS, alive * 4 * rows * m.vocab_size + matrices * embed, "logits")
+    made = LOSS_AHEAD + sizes.half
+    if m.vocab_size > FSUM_BLOCK and m.vocab_size % FSUM_BLOCK:
+        made += -(-m.vocab_size // FSUM_BLOCK) * FSUM_BLOCK / m.vocab_size
+    matrices = min(HEAD_AHEAD, chunks)
+    led.spike(LOGITS, made * ahead * 4 * rows * m.vocab_size + matrices * embed, "logits")
     led.drop(LOGITS, embed)
     led.add(GRADIENTS, embed)
     # Backward of the last block, while the forward pass of all is kept.
@@ -138,7 +144,7 @@ def _update(led: Ledger, config: RunConfig, specs: Sequence[ParamSpec]) -> None:
     t = config.train
     new = 4 * num_parameters(specs)
     new += sum(4 * _product(slot.shape) for slot in slot_specs(t.optimizer, specs))
-    adamw = sorted((4 * s.size for s in specs if not uses_muon(s, t.optimizer)), reverse=True)
+    adamw = [4 * s.size for s in specs if not uses_muon(s, t.optimizer)]
     muon: dict[tuple[int, ...], int] = {}
     for spec in specs:
         if uses_muon(spec, t.optimizer):
@@ -150,9 +156,13 @@ def _update(led: Ledger, config: RunConfig, specs: Sequence[ParamSpec]) -> None:
     width = 4 if t.ns_dtype == "float32" else 2
     for shape, count in muon.items():
         led.spike(WORKSPACE, _newton_schulz(shape, count, width), "Newton-Schulz")
-    led.drop(GRADIENTS, waiting)
-    led.add(NEW_STATE, 3 * waiting, "update")
-    led.spike(WORKSPACE, ADAMW_AHEAD * sum(adamw[:ADAMW_TENSORS]), "update by AdamW")
+    before = 0
+    for index, size in enumerate(adamw):
+        led.drop(GRADIENTS, size)
+        led.add(NEW_STATE, 3 * size, "update")
+        clipped = size if index == len(adamw) - 1 else 0
+        led.spike(WORKSPACE, ADAMW_AHEAD * (size + before) + clipped, "update by AdamW")
+        before = size
 
 
 def _newton_schulz(shape: tuple[int, ...], count: int, width: int) -> float:

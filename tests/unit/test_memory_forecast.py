@@ -185,6 +185,36 @@ def test_a_model_that_is_too_large_gets_a_smaller_one():
     assert not nearest_fits(config, 1000)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the window is that of MLX's CPU build")
+def test_the_loss_of_mlx_holds_few_chunks_however_many_there_are():
+    mx = pytest.importorskip("mlx.core")
+    from backends.mlx.losses import _head_loss
+
+    tokens, vocab, rows = 1024, 2048, 32
+    hidden, weight = mx.ones((tokens, 8)), mx.ones((vocab, 8))
+    targets, weights = mx.zeros((tokens,), mx.int32), mx.ones((tokens,))
+    mx.eval(hidden, weight, targets, weights)
+
+    def loss(hidden, weight):
+        return _head_loss(hidden, weight, targets, weights, mx.array(1.0), rows)
+
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(mx.value_and_grad(loss, argnums=(0, 1))(hidden, weight))
+    chunks = (mx.get_peak_memory() - before) / (4 * rows * vocab)
+    # 6 tensors of each of two chunks, and small change; unordered it was 38 chunks of 16.
+    assert 3 < chunks < 17
+
+
+def test_the_loss_of_mlx_is_forecast_by_its_window():
+    def logits(rows: int) -> int:
+        changes = {"model__vocab_size": 8192, "model__n_layers": 1, "data__seq_len": 128}
+        return forecast("mlx", **changes, train__micro_batch_size=rows).logits
+
+    # 4 chunks and 8; the head's matrix is the same
+    assert 0 < logits(8) <= 1.01 * logits(4)
+
+
 def test_no_framework_is_imported_for_a_forecast():
     code = (
         "import sys, core.machine.memory, core.machine.memory_fit, core.training.forecast\n"

@@ -24,7 +24,7 @@ from tools.benchmarks.training import resolve_config
 # The promise: not further than this from the measured peak, and hardly ever below it.
 MOST_OVER, MOST_UNDER = 0.10, 0.05
 GRID_BACKENDS = ("cpu", "mlx")
-HELD_OUT, HELD_OUT_SEED = 8, 20_261_121
+HELD_OUT, HELD_OUT_SEED = 8, 20_261_122
 # Of so many settings one is also measured with the allocator that a run has.
 ORDINARY_EVERY = 4
 TIMEOUT_SECONDS = 900
@@ -133,22 +133,23 @@ def held_out(count: int = HELD_OUT, seed: int = HELD_OUT_SEED) -> list[tuple[str
     rng = random.Random(seed)
     out = []
     for _ in range(count):
-        heads, head_dim = rng.choice((2, 4, 6, 8)), rng.choice((16, 32, 48, 64))
-        length = rng.choice((64, 96, 192, 320, 512))
+        heads, head_dim = rng.choice((2, 4, 6)), rng.choice((16, 32, 48))
+        length = rng.choice((64, 96, 192, 320))
         changes: dict[str, object] = {
             "model.d_model": heads * head_dim,
             "model.n_heads": heads,
             "model.n_kv_heads": rng.choice([k for k in range(1, heads + 1) if heads % k == 0]),
-            "model.n_layers": rng.randint(1, 9),
+            "model.n_layers": rng.randint(1, 5),
             "model.vocab_size": rng.choice((300, 2000, 6000, 12_000, 24_000)),
             "model.mlp_multiple": rng.choice((1.5, 2.67, 4)),
             "data.seq_len": length,
-            "train.micro_batch_size": max(rng.choice((512, 1500, 3000)) // length, 1),
+            "train.micro_batch_size": max(rng.choice((320, 700, 1400)) // length, 1),
             "train.grad_accum_steps": rng.choice((1, 1, 2)),
             "train.gradient_checkpointing": rng.choice(("true", "false", "false")),
             "train.optimizer": rng.choice(("muon", "adamw")),
-            "train.precision": rng.choice(("float32", "float32", "bfloat16")),
+            "train.precision": rng.choice(("float32",) * 7 + ("bfloat16",)),
             "model.tie_embeddings": rng.choice(("true", "false")),
+            "model.n_experts": rng.choice((0, 0, 4)),
         }
         out.append(settings_of(changes))
     return out

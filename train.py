@@ -1,7 +1,8 @@
-"""Train a model: arguments -> resolved configuration -> backend -> `core.training`.
+"""Train a model; without a flag everything is decided from this machine and the text.
 
-`python train.py` with no flag picks everything itself; `python train.py --help` lists the flags, and
-`--print-config` every key. Any key can be set: `python train.py model.d_model=256 train.lr=1e-3`.
+`python train.py --help` lists the flags, `--print-config` every key, and any key can be set:
+`python train.py model.d_model=256 train.lr=1e-3`. From here it goes: arguments -> resolved configuration
+-> backend -> `core.training`.
 """
 
 import shlex
@@ -20,7 +21,6 @@ from backends.fallback import set_cpu_fallback, tell_moved_operators
 from core import __version__
 from core.cli import guarded, make_parser
 from core.config.dialect_flags import add_flags, given_flags
-from core.errors import PippinError
 from core.training.console import Console
 from core.training.naming import own_names, settle
 from core.training.options import Options
@@ -75,14 +75,8 @@ def parse_args(argv: list[str]) -> tuple[Options, bool]:
     add("--debug", action="store_true", help="show tracebacks")
     add_flags(parser)
     parser.usage = "train.py [flags] [section.key=value ...]"
-    args, rest = parser.parse_known_args(argv)
+    args = parser.parse_mixed_args(argv)
     args.foreign = given_flags(args)
-    args.overrides += [a for a in rest if not a.startswith("-")]
-    unknown = [a for a in rest if a.startswith("-")]
-    if unknown:
-        raise PippinError(
-            "P012", f"unknown flag {unknown[0]}.", remedy="python train.py --help   (all flags)"
-        )
     fields = {
         n: v for n in Options.__dataclass_fields__ if (v := getattr(args, n, None)) is not None
     }

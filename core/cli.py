@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from core.config.nearest import did_you_mean, nearest_names
 from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
 
 __all__ = ["ERROR_LOG", "Parser", "guarded", "make_parser"]
@@ -21,7 +22,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise P012 instead of printing the usage."""
-        raise PippinError("P012", f"{message}.", remedy=f"python {self.prog} --help   (all flags)")
+        end = "" if message.endswith("?") else "."
+        raise PippinError("P012", message + end, remedy=f"python {self.prog} --help   (all flags)")
+
+    def parse_mixed_args(self, args: Sequence[str]) -> Any:
+        """Parse flags and `overrides`, which may stand between them.
+
+        Raises:
+            PippinError: P012 for an unknown flag, with the nearest one.
+        """
+        found, rest = self.parse_known_args(args)
+        found.overrides += [arg for arg in rest if not arg.startswith("-")]
+        unknown = next((arg for arg in rest if arg.startswith("-")), None)
+        if unknown is not None:
+            name = unknown.partition("=")[0].replace("_", "-")
+            known = [o for a in self._actions for o in a.option_strings if o.startswith("--")]
+            near = nearest_names(name, [o.replace("_", "-") for o in known])
+            self.error(f"unknown flag {unknown}{did_you_mean(near)}".removesuffix("."))
+        return found
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

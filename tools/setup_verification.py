@@ -17,7 +17,6 @@ if not __package__:
 
 import backends
 from core.cli import guarded, make_parser
-from core.errors import PippinError
 from core.training.verification import Request
 from core.training.verification.command import run_verification
 
@@ -38,13 +37,7 @@ def parse_args(argv: list[str]) -> tuple[Request, bool]:
     add("--in-process", action="store_true", help="no process of its own for each backend")
     add("--json", action="store_true", help="one object on stdout")
     add("--debug", action="store_true", help="show tracebacks")
-    # Overrides may stand anywhere.
-    args, rest = parser.parse_known_args(argv)
-    args.overrides += [a for a in rest if not a.startswith("-")]
-    unknown = [a for a in rest if a.startswith("-")]
-    if unknown:
-        remedy = "python tools/setup_verification.py --help   (all flags)"
-        raise PippinError("P012", f"unknown flag {unknown[0]}.", remedy=remedy)
+    args = parser.parse_mixed_args(argv)
     request = Request(
         config=args.config,
         backend=args.backend,

@@ -19,6 +19,7 @@ if not __package__:
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from core.config.presets import find_config, preset_names
 from core.errors import PippinError
 from core.machine.autoconfig import DeviceFacts
 from core.machine.detect import device_facts, machine_facts
+from core.machine.rate import Rate, chip_of, rate_of
 from core.machine.speed import measure_tokens_per_s
 from core.params import param_specs
 from core.paths import CONFIGS_DIR
@@ -37,16 +39,15 @@ from core.training import format as fmt
 from tools.showing.describing import (
     README_DEVICE,
     Described,
-    Rate,
     describe,
-    rate_of,
     with_rate,
 )
 
 BEGIN = "<!-- presets: python tools/show_configs.py --markdown -->"
 END = "<!-- end of presets -->"
 PROBE_SECONDS = 2.0
-RULE = 98
+# Columns of the table where it goes to a file or a pipe; from FULL on it says what each is for.
+WIDEST, FULL = 120, 90
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -103,7 +104,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps([as_object(s, device) for s in shown], indent=2))
         else:
-            print(table(shown, machine, device, rate))
+            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDEST
+            print(table(shown, machine, device, rate, width=columns))
         return 0
     one = describe(path, device, rate)
     if args.measure:
@@ -119,10 +121,7 @@ def _here(backend: str | None) -> tuple[DeviceFacts, str, Rate]:
     """The device that runs here, the machine in words, and the rate it is taken to reach."""
     found = device_facts(backend, backends.available())
     facts = machine_facts()
-    chip = facts.apple.chip if facts.apple is not None else None
-    if facts.nvidia is not None and facts.nvidia.gpus:
-        chip = facts.nvidia.gpus[0].name
-    return found.device, found.machine.splitlines()[0], rate_of(found.device, chip)
+    return found.device, found.machine.splitlines()[0], rate_of(found.device, chip_of(facts))
 
 
 def _measured(shown: Described, device: DeviceFacts) -> float:
@@ -148,12 +147,23 @@ def _measured(shown: Described, device: DeviceFacts) -> float:
 # Forms
 
 
-def table(shown: Sequence[Described], machine: str, device: DeviceFacts, rate: Rate) -> str:
-    """Every preset on one line."""
-    head = f"{'Name':<20}{'Params':>9}{'Layers':>8}{'Heads':>7}{'Embed':>7}{'Context':>9}"
-    head += f"{'Memory':>10}{'Time':>12}  Best for"
-    lines = ["=" * RULE, "Available configurations", "=" * RULE, "", head]
-    lines.append(" ".join("-" * n for n in (19, 8, 7, 6, 6, 8, 9, 11, 14)))
+def table(
+    shown: Sequence[Described],
+    machine: str,
+    device: DeviceFacts,
+    rate: Rate,
+    *,
+    width: int = WIDEST,
+) -> str:
+    """Every preset on one line; what each is for where the width allows it."""
+    width = min(width, WIDEST)
+    rule = "=" * min(width, 98)
+    head = f"{'Name':<20}{'Params':>7}{'Layers':>7}{'Heads':>6}{'Embed':>6}{'Context':>8}"
+    head += f"{'Memory':>9}{'Time':>12}"
+    dashes = " ".join("-" * n for n in (20, 6, 6, 5, 5, 7, 8, 11))
+    if width >= FULL:
+        head, dashes = head + "  Best for", dashes + "  " + "-" * 14
+    lines = [rule, "Available configurations", rule, "", head, dashes]
     for s in shown:
         m = s.config.model
         dims = (m.n_layers, m.n_heads, m.d_model) if s.counts else ("auto",) * 3
@@ -162,22 +172,29 @@ def table(shown: Sequence[Described], machine: str, device: DeviceFacts, rate: R
         if s.memory_bytes and s.memory_bytes > device.budget_bytes * s.config.train.memory_fraction:
             memory += "!"
         took = "?" if s.seconds is None else fmt.duration(s.seconds)
-        line = f"{s.name:<20}{size:>9}{dims[0]:>8}{dims[1]:>7}{dims[2]:>7}"
-        line += f"{s.config.data.seq_len:>9,}{memory:>10}{took:>12}  {s.title}"
-        lines.append(fmt.cut(line, 120).rstrip())
+        line = f"{s.name:<20}{size:>7}{dims[0]:>7}{dims[1]:>6}{dims[2]:>6}"
+        line += f"{s.config.data.seq_len:>8,}{memory:>9}{took:>12}"
+        line += f"  {s.title}" if width >= FULL else ""
+        lines.append(fmt.cut(line, width).rstrip())
     budget = fmt.gigabytes(device.budget_bytes * 0.8)
+    notes = [
+        (
+            "Memory: ",
+            f"predicted peak of a step on {device.backend} here; ! is above the {budget} that a "
+            "run may use.",
+        ),
+        ("Time:   ", f"{rate.how}. Where a preset gives minutes, it is those."),
+        ("Here:   ", machine),
+    ]
     lines += [
         "",
-        f"Memory: predicted peak of a step on {device.backend} here; ! is above the {budget} that a run "
-        "may use.",
-        f"Time: {rate.how}. Where a preset gives minutes, it is those.",
-        f"Here: {machine}",
+        *(line for left, text in notes for line in fmt.hanging(left, text, width)),
         "",
         "To use one:",
         "  python train.py --config NAME --input_file DATA",
         "To see one:",
         "  python tools/show_configs.py NAME      (--measure for a measured time)",
-        "=" * RULE,
+        rule,
     ]
     return "\n".join(lines)
 
@@ -187,7 +204,7 @@ def page(s: Described, device: DeviceFacts) -> str:
     m, t = s.config.model, s.config.train
     lines = ["=" * 70, f"Config: {s.name}", f"File: {s.path}", "=" * 70]
     if s.title:
-        lines.append(f"Description: {s.title}. {s.about}")
+        lines += fmt.hanging("Description: ", f"{s.title}. {s.about}", 80)
     shape: list[tuple[str, object]] = [
         ("Layers", m.n_layers),
         ("Heads", m.n_heads),

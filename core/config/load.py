@@ -51,7 +51,9 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         at = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise PippinError("P011", f"{path}{at}: {problem}.") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError as error:
+        raise PippinError("P011", f"{path} cannot be read: it is nested too deeply.") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise PippinError("P011", f"{path} cannot be read: {error}.") from error
     if data is None:
         return {}, {}
@@ -96,6 +98,7 @@ def load(
     config: str | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    typed: Mapping[str, str] | None = None,
     foreign: Mapping[str, str] | None = None,
     locked: bool = False,
     note: Callable[[str], None] = lambda text: None,
@@ -107,6 +110,7 @@ def load(
         config: Preset name or path; None is the defaults alone.
         overrides: `section.key=value` texts; the last of a repeated key wins.
         flags: Dotted keys from first-class flags; they win over the file, and overrides over them.
+        typed: How a flag was spelt, where it is not the key's last part.
         foreign: Flags of other projects, as typed; they win over the file too.
         locked: Whether the file defines the architecture, so that foreign flags of it are ignored.
         note: Told how each foreign name was read.
@@ -135,7 +139,8 @@ def load(
         )
     old_lr = draft.values["train.lr"]
     for name, value in (flags or {}).items():
-        draft.set(name, value, Source("flag", "--" + name.partition(".")[2]))
+        where = (typed or {}).get(name, "--" + name.partition(".")[2])
+        draft.set(name, value, Source("flag", where))
     made = translate_flags(foreign or {}, draft.values, locked=locked, note=note, warn=warn)
     for name, (flag, value) in made.items():
         if name in (flags or {}) and (flags or {})[name] != value:

@@ -298,7 +298,8 @@ def make_shards(
     scan = STREAMED
     if not source.streams:
         scan = scan_source(source, wanted, characters=request.kind == "char" and not request.given)
-        facts = f"{wanted.name}, {scan.documents:,} documents, {scan.num_bytes / 1e6:,.1f} MB"
+        count = f"{scan.documents:,} document" + ("s" if scan.documents != 1 else "")
+        facts = f"{wanted.name}, {count}, {scan.num_bytes / 1e6:,.1f} MB"
         done = "written" if isinstance(source, StorySource) else "read"
         report("data", facts, done, _since(started))
         counted(scan.num_bytes)

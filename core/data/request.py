@@ -68,7 +68,9 @@ def resolve_tokenizer(source: Source, tokenizer: str, vocab_size: int | None) ->
         return TokenizerRequest(tokenizer, "asked for", tokenizer)
     pieces = "bpe" if tokenizer == "auto" else tokenizer
     if vocab_size is not None and (tokenizer != "auto" or vocab_size >= MIN_BPE_VOCAB):
-        return TokenizerRequest(f"{pieces} {vocab_size}", "size asked for", pieces, vocab_size)
+        return TokenizerRequest(
+            f"{pieces} {vocab_size}", f"{vocab_size:,} asked for", pieces, vocab_size
+        )
     if source.streams and source.num_bytes == 0:
         why = "a stream, whose size is not known"
         return TokenizerRequest(f"{pieces} {_STREAM_VOCAB}", why, pieces, _STREAM_VOCAB)

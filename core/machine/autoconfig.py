@@ -15,6 +15,7 @@ from core.config.schema import ModelConfig, RunConfig
 from core.machine import depth as dials
 from core.machine.depth import Dial
 from core.machine.memory import predict_training_memory
+from core.machine.micro_batch import fit_micro_batch, split
 from core.machine.resolvers import (
     SIZE,
     STEP_SHARE,
@@ -158,7 +159,10 @@ class _Planner:
         resolve_rates(trial)
         trial.resolve("train.save_dir", "checkpoints/trial", "")
         config = build(trial)
-        return _split(config, self.budget) if may_split else config
+        if not may_split:
+            return config
+        fit = fit_micro_batch(config, param_specs(config.model), budget_bytes=int(self.budget))
+        return split(config, fit.micro_batch_size)
 
     def resolve_dial(self) -> None:
         """The rate that goes with the horizon, where there is a dial."""
@@ -257,16 +261,6 @@ class _Planner:
 
 def _is_default(draft: Draft, name: str) -> bool:
     return draft.sources[name].kind == "default"
-
-
-def _split(config: RunConfig, budget: float) -> RunConfig:
-    """The same step in more and smaller micro-batches, until one fits or is a single row."""
-    rows, parts = config.train.micro_batch_size, 1
-    while _memory(config) > budget and config.train.micro_batch_size > 1:
-        parts *= 2
-        update = {"micro_batch_size": max(round(rows / parts), 1), "grad_accum_steps": parts}
-        config = config.model_copy(update={"train": config.train.model_copy(update=update)})
-    return config
 
 
 def _tokens(config: RunConfig) -> int:

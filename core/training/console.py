@@ -146,9 +146,12 @@ class Console:
 
     def fact(self, label: str, text: str, result: str = "", seconds: float | None = None) -> None:
         """One line of the first zone: what, the facts, what was done, how long."""
-        left = f" {label:<10} {text}"
         right = f"{result}{'':>2}{seconds:6.1f} s" if seconds is not None else result
-        self.print(fmt.two_sided(left, right, self.width))
+        if right or not self.interactive:  # a log or a pipe gets each fact on one line
+            self.print(fmt.two_sided(f" {label:<10} {text}", right, self.width))
+            return
+        for line in fmt.hanging(f" {label:<10} ", text, self.width):
+            self.print(line)
 
     @contextlib.contextmanager
     def phase(self, label: str, doing: str) -> Iterator[None]:
@@ -190,7 +193,9 @@ class Console:
             source = draft.sources[name]
             why = source.reason or source.where
             value = fmt.cut_left(fmt.value(draft.values[name]), 15)
-            self.print(fmt.cut(f" {name:<26}{value:<16}{source.kind:<8}{why}", self.width))
+            left = f" {name:<26}{value:<16}{source.kind:<8}"
+            for line in fmt.hanging(left, why, self.width):
+                self.print(line)
         rest = len(draft.values) - len(shown)
         self.print(f"   + {rest} more, all of them: python train.py --print-config", "dim")
         self.print()

@@ -1,6 +1,7 @@
 """How numbers, durations and bars are written in the terminal and in reports. Pure functions."""
 
 import math
+import textwrap
 from collections import deque
 from collections.abc import Sequence
 
@@ -108,6 +109,13 @@ def cut(text: str, width: int) -> str:
 def cut_left(text: str, width: int) -> str:
     """The end of the text, with an ellipsis before it where it is too long."""
     return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def hanging(left: str, text: str, width: int) -> list[str]:
+    """Left text and a longer one beside it, on as many lines as it takes; no word is cut."""
+    room = max(width - len(left), 20)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    return [(left + lines[0]).rstrip(), *(" " * len(left) + line for line in lines[1:])]
 
 
 def two_sided(left: str, right: str, width: int) -> str:

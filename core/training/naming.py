@@ -62,7 +62,8 @@ def settle(options: Options, console: Console) -> Options:
         console.fact("resume", f"{folder} holds a run, so it goes on; --overwrite begins it anew")
         return replace(options, resume=str(folder), model_name=None)
     console.fact("run", f"--model_name {name}: a new run in {folder}")
-    return replace(options, save_dir=str(folder), model_name=None)
+    flag = f"--model_name {name}"
+    return replace(options, save_dir=str(folder), save_dir_flag=flag, model_name=None)
 
 
 def own_names(options: Options) -> Options:
@@ -78,6 +79,13 @@ def own_names(options: Options) -> Options:
 def _one(options: Options, foreign: str, own: str) -> Options:
     """Give the foreign flag's value to our own flag."""
     value, mine = getattr(options, foreign), getattr(options, own)
+    if "" in (value, mine) and own == "config":
+        raise PippinError(
+            "P012",
+            f"--{foreign if value == '' else own} has no value.",
+            remedy="python tools/show_configs.py   (every preset)",
+            kept="nothing was started.",
+        )
     if value is None:
         return options
     if mine is not None:

@@ -51,6 +51,7 @@ class Options:
     depth: int | None = None
     max_steps: int | None = None
     save_dir: str | None = None
+    save_dir_flag: str = "--save_dir"
     seed: int | None = None
     micro_batch_size: int | str | None = None
     resume: str | None = None
@@ -81,6 +82,15 @@ class Options:
                 remedy=f"leave one out: python train.py --time-budget {self.time_budget}",
             )
         return minutes
+
+    def typed(self) -> dict[str, str]:
+        """How the flags of `flags` were spelt, where it is not the key's name."""
+        return {
+            "train.minutes": f"--time-budget {self.time_budget}"
+            if self.time_budget
+            else "--minutes",
+            "train.save_dir": self.save_dir_flag,
+        }
 
     def flags(self) -> dict[str, Any]:
         """First-class flags as dotted keys."""

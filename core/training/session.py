@@ -24,7 +24,8 @@ from core.machine.choose import choose_backend
 from core.machine.depth import Dial
 from core.machine.memory import checkpoint_bytes, predict_training_memory
 from core.machine.micro_batch import Probed, settle_micro_batch
-from core.machine.speed import measure_tokens_per_s
+from core.machine.rate import chip_of, rate_of
+from core.machine.speed import flops_per_token, measure_tokens_per_s
 from core.machine.system import on_apple_silicon
 from core.params import ParamSpec, num_active_parameters, num_parameters, param_specs
 from core.training import format as fmt
@@ -40,6 +41,8 @@ from core.training.textdata import TextData, text_data
 from core.training.vocabulary import check_vocabulary
 
 PROBE_SECONDS = 2.0
+# A step that is expected to take longer is not measured for a forecast.
+SLOW_STEP_S = 10.0
 
 
 class Session:
@@ -71,7 +74,7 @@ class Session:
         mixture = self._mixture(draft)
         resolve_early(draft, device, dial)
         prepared = self._prepare(draft, start, mixture)
-        speed, fill = self._resolve(draft, prepared, device, dial)
+        speed, facts = self._resolve(draft, prepared, device, dial)
         self._settle_memory(draft, device)
         folder = self._folder(draft, start)
         config = build(draft)
@@ -83,8 +86,11 @@ class Session:
         stop_step = self._stop_step(draft, start)
         specs = param_specs(config.model)
         self.console.decided(draft)
-        tell_dial(draft, dial, specs, fill, self.console)
-        self._forecast(config, specs, device, speed, fill, stop_step)
+        tell_dial(draft, dial, specs, facts.fill, self.console)
+        how = "measured"
+        if self.options.dry_run and speed is None:
+            speed, how = self._expected_speed(config, specs, device, facts)
+        self._forecast(config, specs, device, speed, how, facts.fill, stop_step)
         if self.options.dry_run:
             self.console.print(
                 f" dry run    nothing was trained; the prepared text is in {prepared.folder}",
@@ -139,6 +145,7 @@ class Session:
             config=config,
             overrides=o.overrides,
             flags=o.flags(),
+            typed=o.typed(),
             foreign=o.foreign,
             locked=o.locked,
             note=lambda text: self.console.fact("read as", text),
@@ -251,8 +258,8 @@ class Session:
 
     def _resolve(
         self, draft: Draft, prepared: TextData, device: DeviceFacts, dial: Dial | None
-    ) -> tuple[float | None, float]:
-        """Resolve what is left; returns tokens/s where measured, and the share that is no padding."""
+    ) -> tuple[float | None, DataFacts]:
+        """Resolve what is left; returns tokens/s where measured, and what is known of the data."""
         values = draft.values
         parts = prepared.parts("train", values["data.sampling"], int(values["data.seq_len"]), 0)
         facts = DataFacts(
@@ -270,7 +277,27 @@ class Session:
         automatic = not self.options.manual_config
         speed = resolve_auto(draft, facts, device, measure if automatic else None, dial)
         draft.resolve("train.save_dir", str(next_free_name(prepared.name)), "next free name")
-        return speed, facts.fill
+        return speed, facts
+
+    def _expected_speed(
+        self,
+        config: RunConfig,
+        specs: tuple[ParamSpec, ...],
+        device: DeviceFacts,
+        data: DataFacts,
+    ) -> tuple[float | None, str]:
+        """Trained tokens/s for a forecast, and how it is known; nothing that does not fit is tried."""
+        budget = device.budget_bytes * config.train.memory_fraction
+        if predict_training_memory(config, specs).total > budget:
+            return None, "unknown: a step does not fit, so none is tried"
+        rate = rate_of(device, chip_of(detect.machine_facts()))
+        t, length = config.train, math.ceil(data.work * config.data.seq_len)
+        work = flops_per_token(config.model, specs, config.data.seq_len)
+        step = work * t.micro_batch_size * t.grad_accum_steps * length
+        share = data.fill / data.work
+        if rate.flops is not None and step / rate.flops > SLOW_STEP_S:
+            return share * rate.flops / work, rate.how
+        return share * self._measure(config, length), "measured"
 
     def _settle_memory(self, draft: Draft, device: DeviceFacts) -> None:
         """The largest micro-batch that fits; a real step confirms it where a run will follow."""
@@ -347,6 +374,7 @@ class Session:
         specs: tuple[ParamSpec, ...],
         device: DeviceFacts,
         speed: float | None,
+        how: str,
         fill: float,
         stop_step: int,
     ) -> None:
@@ -366,9 +394,8 @@ class Session:
         if self.options.dry_run:
             for label, line in zip(("memory", "", ""), memory_lines(config, specs)):
                 self.console.fact(label, line)
-            if speed is None:
-                why = "train.total_steps is given, so nothing depends on the speed"
-                self.console.fact("time", f"not measured: {why}")
+            pace = how if speed is None else f"{fmt.si(speed)} tok/s, {how}"
+            self.console.fact("time", pace)
             self.console.fact(
                 "disk",
                 f"{fmt.gigabytes(disk)}: {config.train.ckpt_keep} checkpoints and the best, "

@@ -29,7 +29,18 @@ from core.training.session import Session
 
 RECORD = "sweep.json"
 # Options that change nothing of what the runs compute.
-OUTWARD = ("lr", "resume", "overwrite", "save_dir", "model_name", "quiet", "json", "log", "force")
+OUTWARD = (
+    "lr",
+    "resume",
+    "overwrite",
+    "save_dir",
+    "save_dir_flag",
+    "model_name",
+    "quiet",
+    "json",
+    "log",
+    "force",
+)
 NOT_FINITE = "P401"
 
 

@@ -11,17 +11,18 @@ import pytest
 
 from core.config.presets import preset_names
 from core.machine.autoconfig import DeviceFacts
+from core.machine.rate import UTILISATION, Rate, matmul_flops, rate_of
 from core.paths import PROJECT_ROOT
 from tests.helpers import tiny_config
 from tools import show_configs
-from tools.showing.describing import UTILISATION, Rate, count, describe, matmul_flops, rate_of
+from tools.showing.describing import count, describe
 
 CPU = DeviceFacts("cpu", "", is_gpu=False, native_bf16=False, budget_bytes=16 * 2**30)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("tools.showing.describing.matmul_flops", lambda seconds=0.3: 1e11)
+    monkeypatch.setattr("core.machine.rate.matmul_flops", lambda seconds=0.3: 1e11)
 
 
 def run(capsys, *args):
@@ -37,6 +38,18 @@ def test_the_table_has_every_preset_and_its_true_size(capsys):
     assert lines["quickstart"].split()[1:5] == ["auto"] * 4
     assert lines["mac-8gb"].split()[8:10] == ["12", "h"]
     assert "predicted: 40% of 100 GFLOP/s" in out
+
+
+def test_the_table_fits_a_terminal_of_80_columns():
+    device, rate = CPU, Rate(1e11, "predicted: " + "word " * 20)
+    shown = [describe(show_configs.find_config(n), device, rate) for n in preset_names()]
+    narrow = show_configs.table(shown, "a machine", device, rate, width=80).splitlines()
+    assert max(map(len, narrow)) <= 80 and not any("…" in line for line in narrow)
+    at = next(i for i, line in enumerate(narrow) if line.startswith("----"))
+    starts = [i for i, c in enumerate(narrow[at]) if c == " "]
+    for line in narrow[at + 1 : at + 1 + len(shown)]:
+        assert len(line.split()) >= 8 and all(line[i] == " " for i in starts[:7]), line
+    assert "Best for" in show_configs.table(shown, "a machine", device, rate)
 
 
 def test_the_page_of_one_in_the_guide_s_form(capsys):

@@ -94,7 +94,9 @@ def test_max_steps_stops_there_where_a_length_was_given(here, capsys):
 
 
 BAD = {
-    "unknown flag": (("--batch-sice", "3"), "P012", "--help"),
+    "unknown flag": (("--batch-sice", "3"), "P012", "did you mean --batch-size?"),
+    "a flag like none": (("--xyzzyx",), "P012", "--help"),
+    "no name of a config": (("--config", ""), "P012", "--config has no value"),
     "not an override": (("hello",), "P012", "section.key=value"),
     "unknown key": (("train.learning_rat=1",), "P010", "did you mean"),
     "two problems": (("train.lrr=1", "model.d_model=x"), "P010", "model.d_model"),

@@ -107,6 +107,19 @@ def test_memory_holds_the_size_down():
     assert predict_training_memory(poor, param_specs(poor.model)).total <= 0.8 * 3e9
 
 
+def test_memory_that_is_short_splits_a_step_and_never_changes_its_rows():
+    size = ("model.d_model=256", "model.n_layers=4", "train.total_steps=50")
+    free = resolved(1e11, overrides=size)[0].train
+    rows = free.micro_batch_size
+    assert free.grad_accum_steps == 1 and rows > 4
+    splits = set()
+    for tenth in range(6, 30):
+        t = resolved(1e11, overrides=size, gigabytes=tenth / 10)[0].train
+        assert t.micro_batch_size * t.grad_accum_steps == rows
+        splits.add(t.grad_accum_steps)
+    assert len(splits) > 1
+
+
 def test_what_the_user_set_is_never_touched():
     overrides = ["model.d_model=96", "train.total_steps=33", "train.lr_embed=0.5"]
     config, _, draft = resolved(1e12, overrides=overrides)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from core.config.draft import Draft, Source
 from core.training import console as terminal
 from core.training import format as fmt
 from core.training.console import Console, Row
@@ -144,3 +145,27 @@ def test_a_trend_costs_the_same_late_in_a_long_run():
         ema.update(step, 5 - step / 5000)
         assert ema.trend(20_000) in ("", "→", "↘")
     assert len(ema._history) <= 2002
+
+
+def test_a_reason_that_is_too_long_goes_on_below_itself():
+    out = io.StringIO()
+    draft = Draft()
+    why = "fits: forecast 0.4 of 20.2 GB; about 3,072 tokens a step"
+    draft.set("train.micro_batch_size", 12, Source("auto", reason=why))
+    Console(stream=out).decided(draft)
+    lines = out.getvalue().splitlines()
+    at = next(i for i, line in enumerate(lines) if "micro_batch_size" in line)
+    assert all(len(line) <= 80 for line in lines[: at + 2])
+    column = lines[at].index("fits:")
+    assert lines[at + 1][:column].isspace()
+    assert f"{lines[at][column:]} {lines[at + 1].strip()}" == why
+
+
+def test_hanging_text_cuts_no_word():
+    assert fmt.hanging("ab  ", "one", 80) == ["ab  one"]
+    path = "checkpoints/" + "x" * 40
+    assert fmt.hanging(" " * 10, f"see {path} there", 40) == [
+        " " * 10 + "see",
+        " " * 10 + path,
+        " " * 10 + "there",
+    ]

@@ -4,12 +4,9 @@ Nothing here imports a framework. A count that depends on the text uses a stated
 that the machine decides is not guessed.
 """
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from core.config.draft import Draft
 from core.config.load import build, load
@@ -17,14 +14,13 @@ from core.config.presets import preset_head
 from core.config.schema import ModelConfig, RunConfig
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early
 from core.machine.memory import predict_training_memory
-from core.machine.speed import flops_per_token, peak_flops
+from core.machine.rate import Rate
+from core.machine.speed import flops_per_token
 from core.params import num_parameters, param_specs
 from core.paths import CONFIGS_DIR
 
 # Vocabularies that a text decides: 65 characters as tinyshakespeare has, 256 bytes; 5 control symbols.
 TEXT_VOCAB = {"char": 70, "byte": 261}
-# Share of the measured or known matmul rate that training is taken to reach (docs/LOG.md).
-UTILISATION = 0.4
 # Memory of the README's table, which must not depend on the machine that wrote it.
 README_DEVICE = DeviceFacts("mlx", "", is_gpu=True, native_bf16=True, budget_bytes=1 << 40)
 
@@ -38,14 +34,6 @@ class Counts:
     untied: int
     non_embedding: int
     active: int
-
-
-@dataclass(frozen=True)
-class Rate:
-    """FLOP/s that training is taken to reach, and how it is known."""
-
-    flops: float | None
-    how: str
 
 
 @dataclass(frozen=True)
@@ -156,34 +144,3 @@ def with_rate(shown: Described, tokens_per_s: float) -> Described:
         return replace(shown, time_is=f"asked for; {tokens_per_s:,.0f} tokens/s measured")
     how = f"measured: {tokens_per_s:,.0f} tokens/s"
     return replace(shown, seconds=shown.tokens / tokens_per_s, time_is=how)
-
-
-def rate_of(device: DeviceFacts, chip: str | None) -> Rate:
-    """What training is taken to reach on a device.
-
-    Args:
-        device: The device.
-        chip: Name of its GPU, None for a processor.
-    """
-    precision = "bfloat16" if device.native_bf16 and device.backend != "mps" else "float32"
-    if device.is_gpu:
-        peak = peak_flops(chip or "", precision)
-        if peak is None:
-            return Rate(None, f"unknown: no matmul rate of {chip or 'this GPU'} is known")
-        return Rate(UTILISATION * peak, f"predicted: {UTILISATION:.0%} of the known matmul rate")
-    flops = matmul_flops()
-    how = f"predicted: {UTILISATION:.0%} of {flops / 1e9:.0f} GFLOP/s of numpy's matmul, just measured"
-    return Rate(UTILISATION * flops, how)
-
-
-def matmul_flops(seconds: float = 0.3) -> float:
-    """float32 FLOP/s of numpy's matmul on this processor, the best of a short while."""
-    n = 768
-    a = np.random.default_rng(0).standard_normal((n, n), dtype=np.float32)
-    best, end = float("inf"), time.perf_counter() + seconds
-    a @ a
-    while best == float("inf") or time.perf_counter() < end:
-        begin = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - begin)
-    return 2.0 * n**3 / best

@@ -297,7 +297,8 @@ def _parquet_rows(job: _Job) -> Iterator[Record]:
                         if fields is not None:
                             yield job.record(fields, number)
                     job.meter.num_bytes = before + size * number // total
-    except (pyarrow.ArrowException, OSError) as error:
+    # A damaged column name is not even an ArrowException.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DamagedError(" ".join(str(error).split())[:200]) from error
     job.meter.num_bytes = before + size
 

@@ -291,3 +291,12 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     error = refused(tmp_path / name)
     assert error.code == "P502" and error.remedy == f"pip install '{package}'"
+
+
+def test_a_parquet_file_with_a_damaged_column_name_is_p202(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"text", b"\x80ext"))
+    with pytest.raises(PippinError) as info:
+        read(path)
+    assert info.value.code == "P202"

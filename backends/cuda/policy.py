@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backends.torch_common.device import DTYPES, Loss, compile_static, expand_heads
 from core.backend import DeviceInfo, MemoryStats
+from core.chunks import LOSS_CHUNK_ELEMENTS, TILE_COST
 from core.config.schema import RunConfig
 
 # Compute capability of Ampere, the first with bfloat16 units.
@@ -45,9 +46,9 @@ class CudaPolicy:
         self.name = "cuda"
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.compute_dtype = DTYPES[config.train.precision]
-        self.loss_chunk_elements = 1 << 28  # 1 GiB of float32
+        self.loss_chunk_elements = LOSS_CHUNK_ELEMENTS["cuda"]
         self.skips_padding = False
-        self.tile_cost = 128  # from FLOP/s over bytes/s of such chips; not measured
+        self.tile_cost = TILE_COST["cuda"]
         self.key_block = 64
         _use_deterministic_kernels()
         torch.cuda.set_per_process_memory_fraction(config.train.memory_fraction, self.device)

@@ -23,7 +23,6 @@ from backends.mlx.failures import Shape, check_scores, explain, explained, shape
 from backends.mlx.losses import pretrain_loss, token_nll
 from backends.mlx.model import KVCache, Transformer
 from backends.mlx.optim import (
-    NS_ELEMENTS,
     SCALER_FIELDS,
     Arrays,
     LossScaler,
@@ -53,14 +52,13 @@ from core.backend import (
     dropout_row_keys,
 )
 from core.checkpoint import Checkpoint, Meta, check_checkpoint
+from core.chunks import LOSS_CHUNK_ELEMENTS, NS_ELEMENTS
 from core.config.schema import RunConfig
 from core.errors import EXIT_FAULT, PippinError, all_problems
 from core.machine.speed import PhaseClock
 from core.params import ParamSpec
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-# Logits that the loss holds at a time: on a CPU what stays in its cache, on a GPU what fills it.
-LOSS_CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 24}
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class MlxBackend:
         self.rank, self.world_size = 0, 1
         self.config, self.mode = config, mode
         self.specs = tuple(specs)
-        kind = "gpu" if on_gpu(mx) else "cpu"
+        kind = "mlx_gpu" if on_gpu(mx) else "mlx_cpu"
         self.model = Transformer(
             config.model,
             DTYPES[config.train.precision],

@@ -8,7 +8,6 @@ Legend: B rows, T tokens, N = B T, D d_model, E experts, k top_k, A = N k choice
 tile, F d_ff.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -16,10 +15,8 @@ from mlx import nn
 
 from backends.mlx.layers import Linear, gate_activation
 from backends.mlx.runtime import on_gpu
+from core.chunks import TILE_COST, num_tiles, tile_rows
 from core.config.schema import ModelConfig
-
-# Rows of a product that take as long as beginning a tile: small products are slower a row.
-TILE_COST = 4
 
 
 class Plan(NamedTuple):
@@ -38,21 +35,6 @@ class Plan(NamedTuple):
     tokens: mx.array
     experts: mx.array
     segments: mx.array
-
-
-def tile_rows(num_choices: int, n_experts: int, tile_cost: int) -> int:
-    """Rows of a tile: few rows need many tiles, many are mostly empty.
-
-    There are about `E + (A - E) / P` tiles at a cost of `tile_cost + P` each, least at
-    `P = sqrt(tile_cost A / E)`; a power of two.
-    """
-    best = math.sqrt(max(tile_cost * num_choices / n_experts, 1.0))
-    return 1 << min(round(math.log2(best)), int(math.log2(num_choices)))
-
-
-def num_tiles(num_choices: int, n_experts: int, rows: int) -> int:
-    """As many tiles as the worst distribution of the choices needs."""
-    return (num_choices + min(n_experts, num_choices) * (rows - 1)) // rows
 
 
 def largest(probs: mx.array, k: int) -> mx.array:
@@ -205,7 +187,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_experts, self.top_k = config.n_experts, config.top_k
-        self.tile_cost = TILE_COST
+        self.tile_cost = TILE_COST["mlx"]
         self.gate = Linear(config.d_model, config.n_experts)
         self.experts = Experts(config)
 

@@ -15,12 +15,12 @@ import numpy as np
 from mlx import nn
 
 from core.backend import dropout_threshold
+from core.chunks import FSUM_BLOCK
 from core.config.schema import ModelConfig
 
 if TYPE_CHECKING:
     from backends.mlx.model import KVCache
 
-FSUM_BLOCK = 4096
 Mask = mx.array | str | None
 
 

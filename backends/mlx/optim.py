@@ -10,17 +10,13 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 
 from backends.mlx.layers import fsum
+from core.chunks import NS_ELEMENTS
 from core.config.schema import TrainConfig
 from core.params import ParamSpec, slot_specs, uses_muon
 
 Arrays = dict[str, mx.array]
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# Elements of a stack that Newton-Schulz works on at a time. MLX runs ahead, so that temporaries of 16
-# to 25 stacks are alive: with stacks of 2^24 a step of 20 M parameters takes 11 times their memory,
-# with 2^20 4.3 times (mlx 0.32.4, CPU). A GPU gets 64 matrices of 256 x 256 at a time, 2 GFLOP a
-# matmul, which is what it takes to fill one; 25 such stacks are 0.4 GB.
-NS_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 22}
 NORM_EPS = 1e-7
 CLIP_EPS = 1e-6
 SCALER_FIELDS = (
@@ -146,7 +142,7 @@ class Optimizer:
         config: TrainConfig,
         specs: Sequence[ParamSpec],
         *,
-        ns_elements: int = NS_ELEMENTS["cpu"],
+        ns_elements: int = NS_ELEMENTS["mlx_cpu"],
     ) -> None:
         self.config, self.ns_elements = config, ns_elements
         self.slots = slot_specs(config.optimizer, specs)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.backend import DeviceInfo, MemoryStats
+from core.chunks import LOSS_CHUNK_ELEMENTS, TILE_COST
 from core.config.schema import RunConfig
 
 # A loss and, of a mixture of experts, the balance of its use, as `losses.pretrain_loss` returns them.
@@ -140,9 +141,9 @@ class CpuPolicy:
         self.compute_dtype = DTYPES[config.train.precision]
         # 4 MiB of float32: a chunk stays in cache, and its pages are reused. At 3072 tokens and
         # 4096 words the loss takes about half the time of one block of logits (2-core EPYC).
-        self.loss_chunk_elements = 1 << 21
+        self.loss_chunk_elements = LOSS_CHUNK_ELEMENTS["cpu"]
         self.skips_padding = True
-        self.tile_cost = 24  # 512 x 256 on one core of an EPYC: 1.1 ms a copy, 5 us a row
+        self.tile_cost = TILE_COST["cpu"]
         self.key_block = 1
         keep_freed_memory()
 

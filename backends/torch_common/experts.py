@@ -8,7 +8,6 @@ Legend: B rows, T tokens, N = B T, D d_model, E experts, k top_k, A = N k choice
 tile, F d_ff.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from backends.torch_common.device import DevicePolicy
 from backends.torch_common.layers import Linear, gate_activation
+from core.chunks import num_tiles, tile_rows
 from core.config.schema import ModelConfig
 
 
@@ -34,21 +34,6 @@ class Plan(NamedTuple):
     choices: Tensor
     tokens: Tensor
     experts: Tensor
-
-
-def tile_rows(num_choices: int, n_experts: int, tile_cost: int) -> int:
-    """Rows of a tile: few rows need many tiles, many are mostly empty.
-
-    There are about `E + (A - E) / P` tiles at a cost of `tile_cost + P` each, least at
-    `P = sqrt(tile_cost A / E)`; a power of two.
-    """
-    best = math.sqrt(max(tile_cost * num_choices / n_experts, 1.0))
-    return 1 << min(round(math.log2(best)), int(math.log2(num_choices)))
-
-
-def num_tiles(num_choices: int, n_experts: int, rows: int) -> int:
-    """As many tiles as the worst distribution of the choices needs."""
-    return (num_choices + min(n_experts, num_choices) * (rows - 1)) // rows
 
 
 def expert_index(n_experts: int, device: torch.device) -> Tensor:

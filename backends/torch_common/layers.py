@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from backends.torch_common.device import DevicePolicy, expand_heads
 from core.backend import dropout_threshold
+from core.chunks import FSUM_BLOCK
 from core.config.schema import ModelConfig
 
 if TYPE_CHECKING:
     from backends.torch_common.model import KVCache
 
-FSUM_BLOCK = 4096
 # Added to hidden scores. Finite, and in range of float16: -inf gives NaN on some devices.
 MASKED = -3e4
 

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from backends.torch_common.layers import fsum
 from core.backend import StepHyper
+from core.chunks import NS_ELEMENTS
 from core.config.schema import TrainConfig
 from core.params import ParamSpec, uses_muon
 
 # Newton-Schulz coefficients of Keller Jordan's Muon, 2024.
 NS_A, NS_B, NS_C = 3.4445, -4.7750, 2.0315
-# Elements of a stack that Newton-Schulz works on at a time: bounds its memory.
-NS_ELEMENTS = 1 << 26
 
 
 def newton_schulz(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
@@ -56,7 +55,7 @@ def muon_update(
     momentum.mul_(keep).add_(fresh)
     update = fresh.add_(momentum * keep)
     matrices = update.reshape(-1, *update.shape[-2:])
-    parts = matrices.split(max(1, NS_ELEMENTS // matrices[0].numel()))
+    parts = matrices.split(max(1, NS_ELEMENTS["torch"] // matrices[0].numel()))
     done = [newton_schulz(p, steps, dtype).float() for p in parts]
     return (torch.cat(done) if len(done) > 1 else done[0]).view_as(update) * rate
 

@@ -29,6 +29,7 @@ from backends.torch_common.device import DTYPES, Loss, compile_static
 from backends.torch_common.layers import MASKED, attention, ordered_lookup
 from backends.torch_mps.compiler import verified
 from core.backend import DeviceInfo, MemoryStats
+from core.chunks import LOSS_CHUNK_ELEMENTS, TILE_COST
 from core.config.schema import RunConfig
 from core.errors import PippinError
 
@@ -51,9 +52,9 @@ class MpsPolicy:
         self.name = "mps"
         self.device = torch.device(device)
         self.compute_dtype = DTYPES[config.train.precision]
-        self.loss_chunk_elements = 1 << 25  # 128 MiB of float32
+        self.loss_chunk_elements = LOSS_CHUNK_ELEMENTS["mps"]
         self.skips_padding = False
-        self.tile_cost = 128  # from FLOP/s over bytes/s of such chips; not measured
+        self.tile_cost = TILE_COST["mps"]
         self.key_block = 64
         self._causal_bias: Tensor | None = None
         self._peak_bytes = 0

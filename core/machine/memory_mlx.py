@@ -14,6 +14,7 @@ Legend: d d_model, q and k widths of queries and keys, f d_ff, T tokens of a row
 import sys
 from collections.abc import Sequence
 
+from core.chunks import FSUM_BLOCK, LOSS_CHUNK_ELEMENTS, NS_ELEMENTS, TILE_COST
 from core.config.schema import RunConfig
 from core.machine.memory_ledger import (
     ACTIVATIONS,
@@ -26,18 +27,11 @@ from core.machine.memory_ledger import (
 from core.machine.memory_torch import Sizes, TorchTraits
 from core.params import ParamSpec, num_parameters, slot_specs, uses_muon
 
-# Logits that the loss holds at a time, and elements of a stack of Newton-Schulz, as in backends/mlx.
-LOSS_CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 24}
-NS_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 22}
-# As in backends/mlx/experts.py.
-TILE_COST = 4
 # Tensors of the size of a chunk of logits that an operator of the loss makes: logits, those less their
 # maximum, exponentials, the hit of the target in two forms, and the gradient in two; some are made in
 # place. Chunks are chained, so that a window (about 110 tasks, of which a chunk queues 55) reaches over
 # two of them, however many there are: measured 11.3 to 11.5 with 8 to 64 chunks.
 LOSS_AHEAD, LOSS_CHUNKS_AHEAD = 5.5, 2.08
-# `fsum` pads longer rows to a multiple of its block.
-FSUM_BLOCK = 4096
 # Products of the size of the head's matrix beside its gradient, at most: measured likewise.
 HEAD_AHEAD = 2.5
 # In the backward pass of the last block: tensors of the stream's size, of the MLP's, and of the scores'.
@@ -54,7 +48,7 @@ ADAMW_AHEAD = 3
 
 def device_kind() -> str:
     """What MLX computes on here: Metal on a Mac; elsewhere its CPU build is assumed."""
-    return "gpu" if sys.platform == "darwin" else "cpu"
+    return "mlx_gpu" if sys.platform == "darwin" else "mlx_cpu"
 
 
 def kept_block(sizes: Sizes) -> float:
@@ -82,7 +76,7 @@ def kept_block(sizes: Sizes) -> float:
 def walk_step(ledger: Ledger, config: RunConfig, specs: Sequence[ParamSpec]) -> None:
     """A whole step: micro-batches, then the update beside the old weights and state."""
     traits = TorchTraits(
-        LOSS_CHUNK_ELEMENTS[device_kind()], tile_cost=TILE_COST, copies_tiles=False
+        LOSS_CHUNK_ELEMENTS[device_kind()], tile_cost=TILE_COST["mlx"], copies_tiles=False
     )
     sizes = Sizes(config, traits, 4 if config.train.precision == "float32" else 2)
     weights = 4 * num_parameters(specs)

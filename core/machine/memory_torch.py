@@ -12,6 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.chunks import (
+    FSUM_BLOCK,
+    LOSS_CHUNK_ELEMENTS,
+    NS_ELEMENTS,
+    TILE_COST,
+    num_tiles,
+    tile_rows,
+)
 from core.config.schema import RunConfig
 from core.machine.memory_ledger import (
     ACTIVATIONS,
@@ -21,10 +29,6 @@ from core.machine.memory_ledger import (
     Ledger,
 )
 from core.params import ParamSpec, uses_muon
-
-# As in backends/torch_common/optim.py and layers.py: a stack of Newton-Schulz, and a block of `fsum`.
-NS_ELEMENTS = 1 << 26
-FSUM_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,21 @@ class TorchTraits:
     fused_attention: bool = True
     expands_heads: bool = False
     ordered_lookup: bool = False
-    tile_cost: int = 24
+    tile_cost: int = TILE_COST["cpu"]
     copies_tiles: bool = True
 
 
 TRAITS = {
-    "cpu": TorchTraits(1 << 21, skips_padding=True),
-    "cuda": TorchTraits(1 << 28, expands_heads=True, tile_cost=128),
+    "cpu": TorchTraits(LOSS_CHUNK_ELEMENTS["cpu"], skips_padding=True),
+    "cuda": TorchTraits(
+        LOSS_CHUNK_ELEMENTS["cuda"], expands_heads=True, tile_cost=TILE_COST["cuda"]
+    ),
     "mps": TorchTraits(
-        1 << 25, fused_attention=False, expands_heads=True, ordered_lookup=True, tile_cost=128
+        LOSS_CHUNK_ELEMENTS["mps"],
+        fused_attention=False,
+        expands_heads=True,
+        ordered_lookup=True,
+        tile_cost=TILE_COST["mps"],
     ),
 }
 # Blocks of queries of the unfused attention, and the fewest queries of one (torch_mps/policy.py).
@@ -104,9 +114,8 @@ class Sizes:
         """Of a mixture of experts: tiles, and rows of one, as `experts.make_plan` cuts them."""
         m = self.config.model
         choices = self.tokens * m.top_k
-        best = math.sqrt(self.traits.tile_cost * choices / m.n_experts)
-        rows = min(1 << round(math.log2(max(best, 1.0))), choices)
-        return (choices + min(m.n_experts, choices) * (rows - 1)) // rows, rows
+        rows = tile_rows(choices, m.n_experts, self.traits.tile_cost)
+        return num_tiles(choices, m.n_experts, rows), rows
 
     @property
     def mlp_rows(self) -> int:
@@ -392,7 +401,7 @@ def _newton_schulz(led: Ledger, count: int, shape: tuple[int, int], width: int) 
     """Momentum and iterations of one stack; the clipped gradient is booked by the caller."""
     rows, columns = shape
     size, least = rows * columns, min(rows, columns)
-    part = min(count, max(1, NS_ELEMENTS // size))
+    part = min(count, max(1, NS_ELEMENTS["torch"] // size))
     whole = 4 * count * size
     with led.hold(WORKSPACE, whole):  # the update
         led.spike(WORKSPACE, whole, "momentum")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import backends
+from core.chunks import NS_ELEMENTS
 from tests.parity import tolerances
 from tests.parity.compare import (
     STEPS,
@@ -179,12 +180,10 @@ def test_the_update_is_that_of_float64(backend: str, variant: dict[str, Any]) ->
 
 def test_newton_schulz_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer elements at a time than one layer's experts have."""
-    for name, limit in (("cpu", "backends.torch_common.optim.NS_ELEMENTS"), ("mlx", None)):
+    for device in NS_ELEMENTS:
+        monkeypatch.setitem(NS_ELEMENTS, device, 2000)
+    for name in ("cpu", "mlx"):
         config = mixed(name, **RATES)
-        if limit is not None:
-            monkeypatch.setattr(limit, 2000)
-        else:
-            monkeypatch.setattr("backends.mlx.backend.NS_ELEMENTS", {"cpu": 2000, "gpu": 2000})
         found = update_difference(make(config, Gained(config, scale=1.0)), config, steps=3)
         assert found.muon <= tolerances.MUON_UPDATE
 

@@ -1,9 +1,9 @@
 """Small tokenizers of each kind, and text that is hard on them."""
 
-from core.data.tokenizer import (
+from core.data.tokenizers.tokenizer import (
     ByteTokenizer,
 )
-from core.data.tokenizer_training import train_tokenizer
+from core.data.tokenizers.training import train_tokenizer
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards mix 12 jugs of juice"
 TEXTS = [f"{WORDS[i:]}\n  {WORDS[:i]}.\t<|end|> \u00e9t\u00e9 {i}\r\n" for i in range(80)]

@@ -27,11 +27,11 @@ from pathlib import Path
 from rich.console import Console
 
 from core.cli import guarded, make_parser
-from core.data.split import document_key
-from core.data.text_sample import TextSample, blocks_of
-from core.data.tokenizer import BPE_FILE, JSON_FILE, KINDS, MIN_BPE_VOCAB, Tokenizer
-from core.data.tokenizer_base import write_atomically
-from core.data.tokenizer_training import train_tokenizer
+from core.data.preparing.split import document_key
+from core.data.tokenizers.base import write_atomically
+from core.data.tokenizers.text_sample import TextSample, blocks_of
+from core.data.tokenizers.tokenizer import BPE_FILE, JSON_FILE, KINDS, MIN_BPE_VOCAB, Tokenizer
+from core.data.tokenizers.training import train_tokenizer
 from core.errors import PippinError
 from tools.preparing.flags import KEYS, in_flags
 from tools.preparing.making import add_reading, open_input

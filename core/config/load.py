@@ -4,7 +4,6 @@
 `core.machine.resolve_auto`, and `build` then makes the `RunConfig`. No framework is imported.
 """
 
-import difflib
 import functools
 import json
 import re
@@ -193,9 +192,9 @@ def _merge_file(
     for section, body in data.items():
         at = f"{path}:{lines.get(section, 1)}"
         if section not in SECTIONS:
-            near = difflib.get_close_matches(section, SECTIONS, n=1)
-            hint = f"; did you mean {near[0]}" if near else f"; sections are {', '.join(SECTIONS)}"
-            problems.append(f"{at}: unknown section {section}{hint}.")
+            near = nearest_names(section, SECTIONS)
+            hint = did_you_mean(near) if near else f"; sections are {', '.join(SECTIONS)}."
+            problems.append(f"{at}: unknown section {section}{hint}")
             continue
         if not isinstance(body, dict):
             problems.append(f"{at}: section {section} is not a mapping of keys.")

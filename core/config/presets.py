@@ -1,10 +1,10 @@
 """Presets: files of `configs/` by name, in the spellings that the guides of other projects use."""
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.config.nearest import nearest_names
 from core.errors import PippinError
 from core.paths import CONFIGS_DIR
 
@@ -61,8 +61,7 @@ def find_config(name_or_path: str) -> Path:
     plain = {_plain(p): p for p in presets}
     if (found := plain.get(_plain(name))) is not None:
         return CONFIGS_DIR / f"{found}.yaml"
-    near = difflib.get_close_matches(_plain(name), plain, n=3)
-    nearest = [plain[n] for n in near]
+    nearest = [plain[n] for n in nearest_names(_plain(name), plain)]
     raise PippinError(
         "P011",
         f"no file and no preset is called {name_or_path!r}.",

@@ -22,7 +22,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from core.data.chat_formats import (
+from core.data.preparing.split import Split
+from core.data.reading.chat_formats import (
     FORMATS,
     Chat,
     Content,
@@ -34,11 +35,10 @@ from core.data.chat_formats import (
     detect_format,
     normalise,
 )
-from core.data.example import Segment
-from core.data.readers import Record
-from core.data.sources import Document, RecordSource
-from core.data.split import Split
-from core.data.tokenizer import CHAT_SYMBOLS, Ids, Tokenizer
+from core.data.reading.example import Segment
+from core.data.reading.readers import Record
+from core.data.reading.sources import Document, RecordSource
+from core.data.tokenizers.tokenizer import CHAT_SYMBOLS, Ids, Tokenizer
 from core.errors import PippinError
 
 # Part of the data's identity: a change of the template or of what is trained raises it.

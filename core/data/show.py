@@ -21,7 +21,7 @@ from itertools import groupby
 from rich.cells import cell_len
 from rich.text import Text
 
-from core.data.tokenizer import Tokenizer
+from core.data.tokenizers.tokenizer import Tokenizer
 
 _MARKS = ("\u27e6", "\u27e7")
 _ASCII_MARKS = ("[[", "]]")

@@ -12,7 +12,7 @@ from core.backend import Backend, CreateBackend
 from core.checkpoint import Checkpoint, OpenCheckpoint, list_checkpoints
 from core.config.load import build, from_resolved
 from core.config.schema import Precision, RunConfig
-from core.data.tokenizer import Tokenizer, load_tokenizer
+from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from core.errors import PippinError
 from core.params import param_specs
 

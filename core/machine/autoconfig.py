@@ -12,6 +12,7 @@ from core.backend import OutOfMemory
 from core.config.draft import Draft, Source
 from core.config.load import build, nested
 from core.config.schema import ModelConfig, RunConfig
+from core.errors import PippinError
 from core.machine import depth as dials
 from core.machine.depth import Dial
 from core.machine.memory import predict_training_memory
@@ -187,8 +188,7 @@ class _Planner:
         """Choose the size; returns the speed measured at it, None where it cannot run."""
         draft = self.draft
         sized = any(draft.is_auto(k) for k in SIZE)
-        sizes = sizes_of(self.tier) if sized else LADDER[:1]
-        trials = [self.trial(*size) for size in sizes]
+        sizes, trials = self._possible(sizes_of(self.tier) if sized else LADDER[:1])
         fitting = [c for c in trials if _memory(c) <= self.budget]
         if not fitting:
             if sized:
@@ -203,6 +203,21 @@ class _Planner:
             config, speed = self._largest_in_time(fitting, measure)
         self._note(config, f"{speed / 1000:.1f}k tok/s {how}", sizes)
         return speed
+
+    def _possible(
+        self, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[list[tuple[int, int]], list[RunConfig]]:
+        """The sizes that go with what was set, and their trials: a sixth of 128 is odd."""
+        found: list[tuple[tuple[int, int], RunConfig]] = []
+        problem: PippinError | None = None
+        for size in sizes:
+            try:
+                found.append((size, self.trial(*size)))
+            except PippinError as error:
+                problem = problem or error
+        if problem is not None and not found:
+            raise problem
+        return [size for size, _ in found], [config for _, config in found]
 
     def _largest_in_time(
         self, fitting: Sequence[RunConfig], measure: Callable[[RunConfig], float]

@@ -58,6 +58,7 @@ TIERS = (
 # Width and depth of the sizes that are tried, smallest first.
 # A model below the first one writes no stories, however many it reads: slower machines train it too.
 LADDER = (
+    (96, 4),
     (128, 4),
     (192, 4),
     (256, 6),

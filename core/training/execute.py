@@ -11,7 +11,7 @@ import numpy as np
 from core.backend import Backend, Batch, OutOfMemory
 from core.checkpoint import Meta, initial_checkpoint
 from core.config.schema import RunConfig
-from core.data.loader import EvalBatches, TrainLoader, open_train_loader
+from core.data.sampling.loader import EvalBatches, TrainLoader, open_train_loader
 from core.errors import EXIT_FAULT, EXIT_SIGINT, EXIT_SIGTERM, PippinError
 from core.machine.pressure import shares_memory
 from core.params import ParamSpec

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.backend import Lazy, OutOfMemory
-from core.data.loader import StepBatches
+from core.data.sampling.loader import StepBatches
 from core.errors import PippinError
 from core.inference.evaluate import Evaluation, evaluate
 from core.machine.speed import flops_per_token, peak_flops

@@ -14,7 +14,7 @@ from pathlib import Path
 from core.backend import Backend, OutOfMemory
 from core.checkpoint import Checkpoint, OpenCheckpoint, initial_checkpoint
 from core.config.schema import RunConfig
-from core.data.loader import EvalBatches, TrainLoader
+from core.data.sampling.loader import EvalBatches, TrainLoader
 from core.errors import PippinError
 from core.training import resume
 from core.training.disk import writing

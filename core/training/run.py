@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from core.backend import Backend, OutOfMemory
 from core.checkpoint import Meta
 from core.config.schema import RunConfig
-from core.data.loader import EvalBatches, StepBatches
+from core.data.sampling.loader import EvalBatches, StepBatches
 from core.inference.evaluate import Evaluation
 from core.params import ParamSpec
 from core.training.console import Console

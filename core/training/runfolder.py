@@ -20,6 +20,7 @@ from typing import IO
 
 from core.checkpoint import clean_temporaries, list_checkpoints
 from core.config.schema import SECTIONS
+from core.durable import flush_to_disk
 from core.errors import PippinError
 from core.paths import is_safe_name
 from core.training.disk import disk_error
@@ -161,7 +162,7 @@ class RunFolder:
             with probe.open("wb") as handle:
                 handle.write(b"0" * 65_536)
                 handle.flush()
-                os.fsync(handle.fileno())
+                flush_to_disk(handle.fileno())
         finally:
             probe.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from core.durable import flush_to_disk
 from core.training.disk import writing
 
 METRICS_NAME = "metrics.jsonl"
@@ -83,7 +84,7 @@ class RunLog:
         """Flush to disk and close."""
         with writing(self.path):
             self._file.flush()
-            os.fsync(self._file.fileno())
+            flush_to_disk(self._file.fileno())
             self._file.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()

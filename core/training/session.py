@@ -15,8 +15,8 @@ from core.checkpoint import initial_checkpoint
 from core.config.draft import AUTO, Draft, Source
 from core.config.load import build, from_resolved, load, nested
 from core.config.schema import RunConfig, key_names
-from core.data.mixture import Mixture, open_mixture, parse_mixture
-from core.data.prepare import prepare
+from core.data.preparing.prepare import prepare
+from core.data.sampling.mixture import Mixture, open_mixture, parse_mixture
 from core.errors import PippinError
 from core.machine import detect, remembered
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.data import corpus
-from core.data.mixture import Mixture
-from core.data.parts import TrainParts
-from core.data.prepare import Prepared
-from core.data.shards import open_shards
-from core.data.tokenizer import Tokenizer
-from core.data.windows import make_windows
+from core.data.preparing.prepare import Prepared
+from core.data.sampling.mixture import Mixture
+from core.data.sampling.parts import TrainParts
+from core.data.sampling.windows import make_windows
+from core.data.shards.manifest import open_shards
+from core.data.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

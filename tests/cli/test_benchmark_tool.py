@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from core.backend import MemoryStats
-from core.data.loader import StepBatches, TrainLoader
+from core.data.sampling.loader import StepBatches, TrainLoader
 from core.errors import PippinError
 from core.params import num_parameters, param_specs, slot_specs
 from core.training.runlog import RunLog, read_rows

@@ -18,7 +18,7 @@ import backends
 import generate
 from core.checkpoint import initial_checkpoint
 from core.config.schema import RunConfig
-from core.data.tokenizer import ByteTokenizer, CharTokenizer
+from core.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer
 from core.params import param_specs
 from tests.helpers import random_params, tiny_config
 from tests.reference import model_np

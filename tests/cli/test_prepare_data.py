@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.data.shards import load_manifest, open_shards
-from core.data.tokenizer import load_tokenizer
+from core.data.shards.manifest import load_manifest, open_shards
+from core.data.tokenizers.tokenizer import load_tokenizer
 from core.paths import PROJECT_ROOT
 from tests.cli.runs import TINY, assert_same_checkpoint, train_here
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from core.data.shards import load_manifest, open_shards
-from core.data.tokenizer import load_tokenizer
+from core.data.shards.manifest import load_manifest, open_shards
+from core.data.tokenizers.tokenizer import load_tokenizer
 from tests.cli.runs import TINY, train_here
 from tools import prepare_data
 from tools.preparing.looking import show_info

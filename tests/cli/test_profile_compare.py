@@ -89,7 +89,7 @@ def test_a_step_is_profiled(name, capsys, tmp_path):
 def test_a_slow_loader_shows_as_data(monkeypatch, tmp_path):
     import time
 
-    from core.data.loader import TrainLoader
+    from core.data.sampling.loader import TrainLoader
 
     fast = TrainLoader.__next__
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from core.data.tokenizer import load_tokenizer
-from core.data.tokenizer_training import train_tokenizer
+from core.data.tokenizers.tokenizer import load_tokenizer
+from core.data.tokenizers.training import train_tokenizer
 from tools import train_tokenizer as tool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -95,9 +95,16 @@ def test_the_size_sees_ten_tokens_per_parameter_in_the_time_and_the_next_one_wou
 
 
 def test_two_slow_cores_get_a_model_of_one_to_two_million_parameters():
-    for vocab_size in (2048, 4096):
-        config, _, _ = resolved(8.5e10, data=DataFacts(vocab_size, 10**9, "x", True))
-        assert 1e6 < num_parameters(param_specs(config.model)) < 2e6
+    config, _, _ = resolved(8.5e10, data=DataFacts(4096, 10**9, "x", True))
+    assert 1e6 < num_parameters(param_specs(config.model)) < 2e6
+
+
+def test_sizes_that_do_not_go_with_what_was_set_are_left_out():
+    """A sixth of 128 is odd, and rotary positions need an even width."""
+    config, _, _ = resolved(8.5e10, overrides=("model.n_heads=6",))
+    assert config.model.n_heads == 6 and config.model.head_dim % 2 == 0
+    with pytest.raises(PippinError, match="head_dim"):
+        resolved(8.5e10, overrides=("model.head_dim=7",))
 
 
 def test_memory_holds_the_size_down():

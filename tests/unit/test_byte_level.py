@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from core.data.byte_bpe import ByteBpeTokenizer
-from core.data.byte_level import BYTE_CHARACTERS, spelled, unspelled
-from core.data.byte_level_patterns import CL100K, LLAMA3, O200K, QWEN, R50K
-from core.data.tokenizer import CHAT_SYMBOLS, load_tokenizer
+from core.data.tokenizers.byte_bpe import ByteBpeTokenizer
+from core.data.tokenizers.byte_level import BYTE_CHARACTERS, spelled, unspelled
+from core.data.tokenizers.byte_level_patterns import CL100K, LLAMA3, O200K, QWEN, R50K
+from core.data.tokenizers.tokenizer import CHAT_SYMBOLS, load_tokenizer
 from core.errors import PippinError
 
 WORDS = "the quick brown fox jumps over the lazy dog while 12 wizards don't mix 345 jugs of juice"

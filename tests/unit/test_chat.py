@@ -24,10 +24,10 @@ from core.data.chat import (
     pair_segments,
     prompt_segments,
 )
-from core.data.chat_formats import Chat, Message, Pair, Plain
-from core.data.sources import Document, ReadOptions, open_source
-from core.data.tokenizer import CHAT_SYMBOLS, ByteTokenizer, Tokenizer
-from core.data.tokenizer_training import train_tokenizer
+from core.data.reading.chat_formats import Chat, Message, Pair, Plain
+from core.data.reading.sources import Document, ReadOptions, open_source
+from core.data.tokenizers.tokenizer import CHAT_SYMBOLS, ByteTokenizer, Tokenizer
+from core.data.tokenizers.training import train_tokenizer
 from core.errors import PippinError
 
 WORDS = "the quick brown fox jumps over the lazy dog while seven wizards mix 12 jugs of juice"

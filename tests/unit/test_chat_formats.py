@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.chat_formats import (
+from core.data.reading.chat_formats import (
     FIELDS,
     FORMATS,
     Chat,

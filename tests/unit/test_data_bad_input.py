@@ -17,10 +17,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data import byte_streams, readers, selection
-from core.data.bad_lines import Tally
-from core.data.readers import read_records
-from core.data.sources import ReadOptions, open_source
+from core.data.reading import byte_streams, readers, selection
+from core.data.reading.bad_lines import Tally
+from core.data.reading.readers import read_records
+from core.data.reading.sources import ReadOptions, open_source
 from core.errors import PippinError
 from tests.data_helpers import PACKERS, documents, read, refused, same_folder, skipped, write
 

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data import building, encoding
-from core.data.building import Amount, BuildOptions, build, publish, work_folder
-from core.data.encoding import cut_blocks, encode_block
-from core.data.scan import Item
-from core.data.shard_builder import SplitBuilder
-from core.data.shards import SourceInfo, open_shards
-from core.data.tokenizer import ByteTokenizer
-from core.data.verify import verify_shards
+from core.data.preparing import building, encoding
+from core.data.preparing.building import Amount, BuildOptions, build, publish, work_folder
+from core.data.preparing.encoding import cut_blocks, encode_block
+from core.data.preparing.scan import Item
+from core.data.preparing.shard_builder import SplitBuilder
+from core.data.shards.manifest import SourceInfo, open_shards
+from core.data.shards.verify import verify_shards
+from core.data.tokenizers.tokenizer import ByteTokenizer
 from core.errors import PippinError
 
 SOURCE = SourceInfo(
@@ -115,7 +115,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from core.data import building, encoding
+from core.data.preparing import building, encoding
 from tests.unit.test_data_building import made
 import tests.unit.test_data_building as t
 encoding.BLOCK_CHARS, building.SYNC_S = 300, 0.0
@@ -218,7 +218,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from pathlib import Path
-from core.data import building, encoding
+from core.data.preparing import building, encoding
 from core.errors import PippinError
 from tests.unit.test_data_building import made
 encoding.BLOCK_CHARS, building.SYNC_S = 300, 0.0

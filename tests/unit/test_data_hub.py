@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core.data.hub import HubSource
-from core.data.sources import ReadOptions, open_source
+from core.data.reading.hub import HubSource
+from core.data.reading.sources import ReadOptions, open_source
 from core.errors import PippinError
 
 CARD = """---

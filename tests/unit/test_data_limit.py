@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.building import BuildOptions
-from core.data.limit import limited_parts, shares
-from core.data.prepare import make_shards, wanted_source
-from core.data.request import resolve_tokenizer
-from core.data.scan import Item
-from core.data.shards import load_manifest, open_shards
-from core.data.sources import open_source
-from core.data.split import SPLITS, Split
-from core.data.tokenizer import ByteTokenizer, load_tokenizer
+from core.data.preparing.building import BuildOptions
+from core.data.preparing.limit import limited_parts, shares
+from core.data.preparing.prepare import make_shards, wanted_source
+from core.data.preparing.request import resolve_tokenizer
+from core.data.preparing.scan import Item
+from core.data.preparing.split import SPLITS, Split
+from core.data.reading.sources import open_source
+from core.data.shards.manifest import load_manifest, open_shards
+from core.data.tokenizers.tokenizer import ByteTokenizer, load_tokenizer
 
 ITEMS = st.lists(st.tuples(st.sampled_from(SPLITS), st.integers(1, 30_000)), max_size=8)
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from core.data.loader import EvalBatches, StepBatches, TrainLoader
-from core.data.shards import TokenStream
-from core.data.windows import SAMPLINGS, make_windows
+from core.data.sampling.loader import EvalBatches, StepBatches, TrainLoader
+from core.data.sampling.windows import SAMPLINGS, make_windows
+from core.data.shards.stream import TokenStream
 from core.errors import PippinError
 
 VOCAB = 60_000

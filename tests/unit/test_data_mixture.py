@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.loader import EvalBatches, StepBatches, TrainLoader
-from core.data.order import MIXTURE_BLOCK, MixtureOrder, WindowOrder
-from core.data.parts import TrainParts
-from core.data.stream import TokenStream
-from core.data.windows import SAMPLINGS, make_windows
+from core.data.sampling.loader import EvalBatches, StepBatches, TrainLoader
+from core.data.sampling.order import MIXTURE_BLOCK, MixtureOrder, WindowOrder
+from core.data.sampling.parts import TrainParts
+from core.data.sampling.windows import SAMPLINGS, make_windows
+from core.data.shards.stream import TokenStream
 
 VOCAB = 60_000
 WEIGHTS = st.lists(st.sampled_from([0.001, 0.1, 0.2, 0.5, 1.0, 3.0, 7.5]), min_size=1, max_size=6)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.mixture import MixtureItem, open_mixture, parse_mixture
-from core.data.shard_builder import SplitBuilder
-from core.data.shards import (
+from core.data.preparing.shard_builder import SplitBuilder
+from core.data.sampling.mixture import MixtureItem, open_mixture, parse_mixture
+from core.data.shards.manifest import (
     FORMAT,
     VERSION,
     Manifest,
@@ -24,8 +24,8 @@ from core.data.shards import (
     load_manifest,
     open_shards,
 )
-from core.data.stream import TokenStream
-from core.data.tokenizer import ByteTokenizer
+from core.data.shards.stream import TokenStream
+from core.data.tokenizers.tokenizer import ByteTokenizer
 from core.errors import PippinError
 
 
@@ -214,7 +214,7 @@ def test_folders_of_a_mixture_are_checked(tmp_path: Path) -> None:
 
 
 def test_tokenizers_of_a_mixture_must_be_one(tmp_path: Path) -> None:
-    from core.data.tokenizer import CharTokenizer
+    from core.data.tokenizers.tokenizer import CharTokenizer
 
     for name, tokenizer in (("a", None), ("b", CharTokenizer("".join(map(chr, range(32, 400)))))):
         (tmp_path / name).mkdir()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.order import WindowOrder, permute
+from core.data.sampling.order import WindowOrder, permute
 
 M64 = (1 << 64) - 1
 

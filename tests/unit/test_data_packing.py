@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from core.data.packing import MAX_PADDING, Pieces, document_pieces, packed_pieces
+from core.data.sampling.packing import MAX_PADDING, Pieces, document_pieces, packed_pieces
 
 Int64 = NDArray[np.int64]
 

@@ -15,12 +15,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from core.data.prepare import Prepared, prepare
-from core.data.scan import scan_source, split_items
-from core.data.shards import SourceInfo, document_offsets, open_shards
-from core.data.sources import Document
-from core.data.split import SPLITS, Split
-from core.data.tokenizer_training import train_tokenizer
+from core.data.preparing.prepare import Prepared, prepare
+from core.data.preparing.scan import scan_source, split_items
+from core.data.preparing.split import SPLITS, Split
+from core.data.reading.sources import Document
+from core.data.shards.manifest import SourceInfo, document_offsets, open_shards
+from core.data.tokenizers.training import train_tokenizer
 from core.errors import PippinError
 from core.paths import PROJECT_ROOT
 
@@ -229,7 +229,7 @@ def test_old_leftovers_are_removed_and_new_ones_kept(jsonl: Path, tmp_path: Path
 
 def test_two_processes_at_once(jsonl: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from core.data.prepare import prepare;"
+        "import sys; from pathlib import Path; from core.data.preparing.prepare import prepare;"
         "made = prepare(sys.argv[1], shards_dir=Path(sys.argv[2]), seq_len=16, seed=1,"
         " tokenizer='bpe', vocab_size=400); print(made.folder.name, made.manifest_sha256)"
     )

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.data import readers
-from core.data.bad_lines import Tally
-from core.data.readers import Record, read_records
+from core.data.reading import readers
+from core.data.reading.bad_lines import Tally
+from core.data.reading.readers import Record, read_records
 from tests.data_helpers import PACKERS, TEXT, documents, read, same_folder, write
 
 # Round trips

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from core.data.sources import ReadOptions, open_source
+from core.data.reading.sources import ReadOptions, open_source
 from core.errors import PippinError
 
 

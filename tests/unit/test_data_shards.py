@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data import shards
-from core.data.prepare import Prepared, prepare
-from core.data.shard_builder import SplitBuilder
-from core.data.shards import TokenStream, document_offsets, load_manifest, open_shards
+from core.data.preparing.prepare import Prepared, prepare
+from core.data.preparing.shard_builder import SplitBuilder
+from core.data.shards import manifest as shards
+from core.data.shards.manifest import document_offsets, load_manifest, open_shards
+from core.data.shards.stream import TokenStream
 from core.errors import PippinError
 
 TEXT = "".join(f"{i}. The fox sees {i * 7919 % 104729} hens.\n" for i in range(600))

@@ -14,10 +14,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from core.data.chat import chat_segments, encode_segments
-from core.data.chat_formats import Chat, Message
+from core.data.reading.chat_formats import Chat, Message
 from core.data.show import Row, render_rows, visible
-from core.data.tokenizer import ByteTokenizer
-from core.data.tokenizer_training import train_tokenizer
+from core.data.tokenizers.tokenizer import ByteTokenizer
+from core.data.tokenizers.training import train_tokenizer
 from core.errors import PippinError
 
 BYTE = ByteTokenizer()

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from core.data import readers
-from core.data.nearby import InputFile
-from core.data.sources import FileSource, StorySource, open_source
+from core.data.reading import readers
+from core.data.reading.nearby import InputFile
+from core.data.reading.sources import FileSource, StorySource, open_source
 from core.errors import PippinError
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.split import assign_documents, cut_document, document_key, keep_apart
+from core.data.preparing.split import assign_documents, cut_document, document_key, keep_apart
 
 
 def keys_of(items: list[str], seed: int = 1) -> np.ndarray:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.byte_level_patterns import _KNOWN, ascii_words
-from core.data.tokenizer import ByteBpeTokenizer, SentencePieceTokenizer, load_tokenizer
-from core.data.unit_cache import END, Choice, UnitCache, encode_in_words
+from core.data.tokenizers.byte_level_patterns import _KNOWN, ascii_words
+from core.data.tokenizers.tokenizer import ByteBpeTokenizer, SentencePieceTokenizer, load_tokenizer
+from core.data.tokenizers.unit_cache import END, Choice, UnitCache, encode_in_words
 from tests.tokenizer_helpers import BPE, UNIGRAM
 from tests.unit.test_byte_level import STYLES, make, reference
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from core.backend import Batch, Scores
-from core.data.tokenizer import ByteTokenizer
+from core.data.tokenizers.tokenizer import ByteTokenizer
 from core.errors import PippinError
 from core.inference.evaluate import evaluate, probe_skills
 

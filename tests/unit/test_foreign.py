@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data import foreign
-from core.data.foreign import import_foreign
-from core.data.foreign_formats import FORMATS, detect, read_foreign
-from core.data.mixture import MixtureItem, open_mixture
-from core.data.shards import Manifest, load_manifest, open_shards
-from core.data.tokenizer import ByteTokenizer, CharTokenizer
+from core.data.foreign import importing as foreign
+from core.data.foreign.formats import FORMATS, detect, read_foreign
+from core.data.foreign.importing import import_foreign
+from core.data.sampling.mixture import MixtureItem, open_mixture
+from core.data.shards.manifest import Manifest, load_manifest, open_shards
+from core.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer
 from core.errors import PippinError
 
 BYTE = ByteTokenizer()

@@ -9,7 +9,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from core.data.tokenizer import ByteTokenizer
+from core.data.tokenizers.tokenizer import ByteTokenizer
 from core.errors import PippinError
 from core.inference.generate import generate
 from core.inference.sampling import Sampling

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from core.data.building import Amount
+from core.data.preparing.building import Amount
 from tools.preparing import progress
 from tools.preparing.progress import Bar
 

@@ -13,16 +13,16 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.text_sample import TextSample
-from core.data.tokenizer import (
+from core.data.tokenizers.text_sample import TextSample
+from core.data.tokenizers.tokenizer import (
     CHAT_SYMBOLS,
     CharTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     cut_text,
 )
-from core.data.tokenizer_training import train_tokenizer
-from core.data.unit_cache import UnitCache
+from core.data.tokenizers.training import train_tokenizer
+from core.data.tokenizers.unit_cache import UnitCache
 from core.errors import PippinError
 from tests.tokenizer_helpers import ALL, AWKWARD, BPE, BYTE, PIECES, TEXTS, UNIGRAM, WORDS
 

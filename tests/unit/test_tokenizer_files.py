@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from core.data.tokenizer import (
+from core.data.tokenizers.tokenizer import (
     CharTokenizer,
     Tokenizer,
     load_tokenizer,
 )
-from core.data.tokenizer_training import choose_tokenizer, train_tokenizer
+from core.data.tokenizers.training import choose_tokenizer, train_tokenizer
 from core.errors import PippinError
 from tests.tokenizer_helpers import ALL, BPE, BYTE, CHAR, PIECES, TEXTS, UNIGRAM, WORDS
 

@@ -515,7 +515,7 @@ def test_a_hub_name_needs_the_library_and_no_network(monkeypatch):
 
 
 def test_a_tokenizer_with_more_pieces_than_the_model_has_rows(tmp_path):
-    from core.data.tokenizer import ByteTokenizer
+    from core.data.tokenizers.tokenizer import ByteTokenizer
 
     made = ByteTokenizer()
     path = made.save(tmp_path)

@@ -26,8 +26,8 @@ import backends
 from core.backend import Availability
 from core.checkpoint import initial_checkpoint
 from core.config.schema import RunConfig
-from core.data.loader import open_train_loader
-from core.data.shards import TokenStream
+from core.data.sampling.loader import open_train_loader
+from core.data.shards.stream import TokenStream
 from core.errors import PippinError
 from core.machine import detect, remembered
 from core.machine.choose import Remembered, choose_backend

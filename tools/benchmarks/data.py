@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 
 from core.data.corpus import stories
-from core.data.parts import TrainParts, read_rows
-from core.data.shards import load_manifest, open_shards
-from core.data.tokenizer import Tokenizer, cut_text, import_sentencepiece, load_tokenizer
-from core.data.tokenizer_training import train_tokenizer
-from core.data.windows import make_windows
+from core.data.sampling.parts import TrainParts, read_rows
+from core.data.sampling.windows import make_windows
+from core.data.shards.manifest import load_manifest, open_shards
+from core.data.tokenizers.tokenizer import Tokenizer, cut_text, import_sentencepiece, load_tokenizer
+from core.data.tokenizers.training import train_tokenizer
 from tools.benchmarks.report import GB, Measured
 
 TOOL = Path(__file__).resolve().parents[1] / "prepare_data.py"

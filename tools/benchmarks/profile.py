@@ -9,20 +9,17 @@ head's gradient is made with the loss, chunk by chunk (docs/numerics.md section 
 head's work is in "forward"; what gradient checkpointing computes again is in "backward".
 """
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import backends
 from core.backend import Backend
-from core.checkpoint import initial_checkpoint
 from core.config.schema import RunConfig
-from core.data.loader import open_train_loader
+from core.data.sampling.loader import open_train_loader
 from core.machine.speed import flops_per_token, peak_flops
-from core.params import num_parameters, param_specs
+from core.params import param_specs
 from core.training.runlog import RunLog
 from core.training.schedule import step_hyper
 from tools.benchmarks import training
@@ -71,30 +68,13 @@ def measure(config: RunConfig, num_steps: int) -> tuple[Profile, list[Measured],
     Returns:
         The profile, its figures, and facts for the report.
     """
-    specs = param_specs(config.model)
-    backend = backends.load(config.train.backend)(config, specs, mode="train")
-    try:
-        backend.load(initial_checkpoint(config, specs))
-        info = backend.device_info()
+    with training.opened(config, num_steps) as (backend, folder, facts):
         others = OtherLoad()
-        with tempfile.TemporaryDirectory(prefix="pippin-profile-") as folder:
-            profile = take(backend, config, num_steps, Path(folder))
-    finally:
-        backend.close()
+        profile = take(backend, config, num_steps, folder)
     work = split_flops(config, profile.tokens)
-    rows = figures(profile, work, peak_flops(info.device, config.train.precision))
-    rows.append(others.figure())
-    facts = {
-        "backend": info.backend,
-        "framework": info.framework,
-        "device": info.device,
-        "parameters": num_parameters(specs),
-        "steps": num_steps,
-        "seconds": dict(profile.seconds),
-        "whole_step_s": profile.whole,
-        "config": config.model_dump(mode="json"),
-    }
-    return profile, rows, facts
+    rows = figures(profile, work, peak_flops(str(facts["device"]), config.train.precision))
+    facts |= {"seconds": dict(profile.seconds), "whole_step_s": profile.whole}
+    return profile, [*rows, others.figure()], facts
 
 
 def take(backend: Backend, config: RunConfig, num_steps: int, folder: Path) -> Profile:

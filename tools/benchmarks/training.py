@@ -3,7 +3,8 @@
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from core.backend import Backend, Lazy, MemoryStats
 from core.checkpoint import initial_checkpoint
 from core.config.load import build, load
 from core.config.schema import RunConfig
-from core.data.loader import StepBatches, TrainLoader, open_train_loader
-from core.data.shards import TokenStream
+from core.data.sampling.loader import StepBatches, TrainLoader, open_train_loader
+from core.data.shards.stream import TokenStream
 from core.machine import detect
 from core.machine.autoconfig import DataFacts, resolve_auto, resolve_early
 from core.machine.speed import flops_per_token, peak_flops
@@ -80,28 +81,34 @@ def measure(config: RunConfig, num_steps: int) -> tuple[list[Measured], dict[str
     Returns:
         The figures, and facts for the report.
     """
+    with opened(config, num_steps) as (backend, folder, facts):
+        others = OtherLoad()
+        timings = _time(backend, config, num_steps, folder)
+    flops = flops_per_token(config.model, param_specs(config.model), config.data.seq_len)
+    rows = figures(timings, flops, peak_flops(str(facts["device"]), config.train.precision))
+    return [*rows, others.figure()], facts
+
+
+@contextmanager
+def opened(config: RunConfig, num_steps: int) -> Iterator[tuple[Backend, Path, dict[str, Any]]]:
+    """A backend with fresh weights, a folder for its files, and facts for the report; all go again."""
     specs = param_specs(config.model)
     backend = backends.load(config.train.backend)(config, specs, mode="train")
     try:
         backend.load(initial_checkpoint(config, specs))
         info = backend.device_info()
-        others = OtherLoad()
+        facts = {
+            "backend": info.backend,
+            "framework": info.framework,
+            "device": info.device,
+            "parameters": num_parameters(specs),
+            "steps": num_steps,
+            "config": config.model_dump(mode="json"),
+        }
         with tempfile.TemporaryDirectory(prefix="pippin-benchmark-") as folder:
-            timings = _time(backend, config, num_steps, Path(folder))
+            yield backend, Path(folder), facts
     finally:
         backend.close()
-    flops = flops_per_token(config.model, specs, config.data.seq_len)
-    rows = figures(timings, flops, peak_flops(info.device, config.train.precision))
-    rows.append(others.figure())
-    facts = {
-        "backend": info.backend,
-        "framework": info.framework,
-        "device": info.device,
-        "parameters": num_parameters(specs),
-        "steps": num_steps,
-        "config": config.model_dump(mode="json"),
-    }
-    return rows, facts
 
 
 def _time(backend: Backend, config: RunConfig, num_steps: int, folder: Path) -> Timings:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from core.config.draft import Source
 from core.config.load import build, load
 from core.config.schema import RunConfig
-from core.data.loader import TrainLoader, open_train_loader
-from core.data.shards import TokenStream
+from core.data.sampling.loader import TrainLoader, open_train_loader
+from core.data.shards.stream import TokenStream
 from core.errors import PippinError
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto
 

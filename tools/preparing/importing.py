@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from core.cli import make_parser
-from core.data.foreign import import_foreign
-from core.data.foreign_formats import FORMATS
-from core.data.shard_builder import SHARD_TOKENS
-from core.data.tokenizer import Tokenizer, load_tokenizer
+from core.data.foreign.formats import FORMATS
+from core.data.foreign.importing import import_foreign
+from core.data.preparing.shard_builder import SHARD_TOKENS
+from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from core.errors import PippinError
 from tools.preparing.looking import show_info
 from tools.preparing.making import count

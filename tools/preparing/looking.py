@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from core.cli import Parser, make_parser
-from core.data.shards import Manifest, load_manifest, open_shards
+from core.data.preparing.split import SPLITS
+from core.data.shards.manifest import Manifest, load_manifest, open_shards
+from core.data.shards.stream import TokenStream
+from core.data.shards.verify import verify_shards
 from core.data.show import Row, render_rows
-from core.data.split import SPLITS
-from core.data.stream import TokenStream
-from core.data.tokenizer import Tokenizer, load_tokenizer
-from core.data.verify import verify_shards
+from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from core.errors import PippinError
 from tools.preparing.statistics import measure, plot
 

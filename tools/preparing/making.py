@@ -8,15 +8,15 @@ from pathlib import Path
 from rich.console import Console
 
 from core.cli import Parser, make_parser
-from core.data.building import BuildOptions, Content
 from core.data.chat import ChatSource
-from core.data.chat_formats import content_of, detect_format
-from core.data.prepare import default_workers, make_shards, wanted_source
-from core.data.request import resolve_tokenizer
-from core.data.shard_builder import SHARD_TOKENS
-from core.data.shards import MANIFEST, Manifest, SourceInfo, load_manifest
-from core.data.sources import ReadOptions, RecordSource, Source, open_source
-from core.data.tokenizer import KINDS
+from core.data.preparing.building import BuildOptions, Content
+from core.data.preparing.prepare import default_workers, make_shards, wanted_source
+from core.data.preparing.request import resolve_tokenizer
+from core.data.preparing.shard_builder import SHARD_TOKENS
+from core.data.reading.chat_formats import content_of, detect_format
+from core.data.reading.sources import ReadOptions, RecordSource, Source, open_source
+from core.data.shards.manifest import MANIFEST, Manifest, SourceInfo, load_manifest
+from core.data.tokenizers.tokenizer import KINDS
 from core.errors import PippinError
 from tools.preparing.looking import show_info
 from tools.preparing.progress import Bar

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from core.cli import make_parser
 from core.config.load import load
-from core.data.building import ids_dtype
-from core.data.request import resolve_tokenizer
-from core.data.shard_builder import SHARD_TOKENS
-from core.data.sources import Source
-from core.data.tokenizer_training import train_tokenizer
+from core.data.preparing.building import ids_dtype
+from core.data.preparing.request import resolve_tokenizer
+from core.data.preparing.shard_builder import SHARD_TOKENS
+from core.data.reading.sources import Source
+from core.data.tokenizers.training import train_tokenizer
 from tools.preparing.making import add_reading, count, open_input
 
 _SAMPLE_BYTES = 4_000_000

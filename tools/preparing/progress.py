@@ -14,8 +14,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from core.data.building import Amount
-from core.data.sources import Source
+from core.data.preparing.building import Amount
+from core.data.reading.sources import Source
 
 _LINE_S = 5.0
 

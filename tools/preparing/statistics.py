@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from core.data.stream import TokenStream
-from core.data.tokenizer import Tokenizer
+from core.data.shards.stream import TokenStream
+from core.data.tokenizers.tokenizer import Tokenizer
 
 _BLOCK = 1 << 22
 _SHOWN = 12

@@ -16,11 +16,11 @@ from core.backend import Availability
 from core.config.draft import Draft
 from core.config.load import build
 from core.config.schema import RunConfig
-from core.data.mixture import open_mixture, parse_mixture
-from core.data.prepare import ready_folder
-from core.data.shards import load_manifest
-from core.data.sources import open_source
-from core.data.tokenizer import KINDS, load_tokenizer
+from core.data.preparing.prepare import ready_folder
+from core.data.reading.sources import open_source
+from core.data.sampling.mixture import open_mixture, parse_mixture
+from core.data.shards.manifest import load_manifest
+from core.data.tokenizers.tokenizer import KINDS, load_tokenizer
 from core.errors import PippinError
 from core.machine.autoconfig import (
     STORY_VOCAB_SIZE,

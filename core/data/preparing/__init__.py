@@ -1,0 +1,1 @@
+"""From records to a folder of shards: scan, split, encode, build, reuse."""

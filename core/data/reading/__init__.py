@@ -1,0 +1,1 @@
+"""From files, folders and datasets to records: texts, chats and preferences, bad ones counted."""

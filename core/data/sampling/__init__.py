@@ -1,0 +1,1 @@
+"""Which tokens a step reads: windows, packing, order, mixtures, and the thread that reads ahead."""

@@ -180,22 +180,6 @@ class Optimizer:
         """
         new, slots = dict(params), dict(state)
         done: list[mx.array] = []
-        for spec in self.adamw:
-            keys = [f"optim/{slot}/{spec.name}" for slot in ("exp_avg", "exp_avg_sq")]
-            given = [params[spec.name], grads[spec.name], *(state[key] for key in keys)]
-            if done:
-                # One tensor after another, or the temporaries of all are alive together.
-                given = mx.depends(given, done)
-            w, g, m, v = given
-            done = list(
-                adamw_update(
-                    *(w, g, m, v),
-                    numbers=self._adamw_numbers(spec.group, hyper, ok),
-                    eps=self.config.adam_eps,
-                )
-            )
-            new[spec.name], *moments = done
-            slots.update(zip(keys, moments))
         for shape, specs in self.muon.items():
             keys = [f"optim/momentum/{s.name}" for s in specs]
             ws, bufs = muon_update(
@@ -209,6 +193,23 @@ class Optimizer:
             )
             new.update(zip((s.name for s in specs), ws))
             slots.update(zip(keys, bufs))
+            done += ws
+        for spec in self.adamw:
+            keys = [f"optim/{slot}/{spec.name}" for slot in ("exp_avg", "exp_avg_sq")]
+            given = [params[spec.name], grads[spec.name], *(state[key] for key in keys)]
+            if done:
+                # After Muon and one after another, or the temporaries of all are alive together.
+                given = mx.depends(given, done)
+            w, g, m, v = given
+            done = list(
+                adamw_update(
+                    *(w, g, m, v),
+                    numbers=self._adamw_numbers(spec.group, hyper, ok),
+                    eps=self.config.adam_eps,
+                )
+            )
+            new[spec.name], *moments = done
+            slots.update(zip(keys, moments))
         return new, slots
 
     def _adamw_numbers(

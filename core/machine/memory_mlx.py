@@ -14,6 +14,8 @@ Legend: d d_model, q and k widths of queries and keys, f d_ff, T tokens of a row
 import sys
 from collections.abc import Sequence
 
+import numpy as np
+
 from core.chunks import FSUM_BLOCK, LOSS_CHUNK_ELEMENTS, NS_ELEMENTS, TILE_COST
 from core.config.schema import RunConfig
 from core.machine.memory_ledger import (
@@ -29,9 +31,11 @@ from core.params import ParamSpec, num_parameters, slot_specs, uses_muon
 
 # Tensors of the size of a chunk of logits that an operator of the loss makes: logits, those less their
 # maximum, exponentials, the hit of the target in two forms, and the gradient in two; some are made in
-# place. Chunks are chained, so that a window (about 110 tasks, of which a chunk queues 55) reaches over
-# two of them, however many there are: measured 11.3 to 11.5 with 8 to 64 chunks.
-LOSS_AHEAD, LOSS_CHUNKS_AHEAD = 5.5, 2.08
+# place.
+LOSS_AHEAD = 5.5
+# Chunks that are alive together, of so many there are. They are chained, so that a window (about 110
+# tasks, of which a chunk queues 55) reaches over two of them; measured from 1 to 64 chunks.
+LOSS_CHUNKS, LOSS_CHUNKS_AHEAD = (0.0, 1.0, 2.0, 4.0), (0.0, 1.0, 1.7, 2.08)
 # Products of the size of the head's matrix beside its gradient, at most: measured likewise.
 HEAD_AHEAD = 2.5
 # In the backward pass of the last block: tensors of the stream's size, of the MLP's, and of the scores'.
@@ -41,8 +45,8 @@ STREAM_RECOMPUTED, SCORES_RECOMPUTED = 11.0, 1.0
 # Outputs of Newton-Schulz's operators in a window, 9 of which are one iteration.
 NS_AHEAD = 27
 # Temporaries of AdamW: first moment's two terms, second's and the step's, of which three outlive their
-# operator. Tensors are chained too, so that a window reaches over the one before; of the last one the
-# clipped gradient is there besides.
+# operator. Tensors are chained, after Muon's, so that a window reaches over the one before; of the last
+# one the clipped gradient is there besides.
 ADAMW_AHEAD = 3
 
 
@@ -108,7 +112,7 @@ def _micro_batch(led: Ledger, sizes: Sizes, specs: Sequence[ParamSpec]) -> None:
     led.add(ACTIVATIONS, ends)
     rows = max(1, min(sizes.tokens, sizes.traits.loss_chunk_elements // m.vocab_size))
     chunks = sizes.tokens / rows
-    ahead = min(LOSS_CHUNKS_AHEAD, chunks)
+    ahead = float(np.interp(chunks, LOSS_CHUNKS, LOSS_CHUNKS_AHEAD))
     led.add(LOGITS, embed)
     # Narrower ones are there beside float32: logits as they come, the gradient as it goes.
     made = LOSS_AHEAD + sizes.half

@@ -16,6 +16,8 @@ STORY_VOCAB_SIZE = 4096
 STORY_TOKENS = 224
 # Share of the time that goes to steps; the rest is validation, samples and saving (docs/LOG.md).
 STEP_SHARE = 0.95
+# What a run may lose at most to a crash or a power cut, where its speed is known.
+CHECKPOINT_MINUTES = 30
 SIZE = ("model.d_model", "model.n_layers")
 # Limits of the schema.
 MAX_ROWS, MAX_STEPS = 65_536, 1_000_000_000
@@ -170,11 +172,28 @@ def resolve_steps(
     warmup = min(100, total // 20)
     draft.resolve("train.warmup_steps", warmup, "a twentieth of the run, at most 100")
     least = math.ceil(int(values["train.eval_tokens"]) / step_tokens)
-    tenth = math.ceil(total / 10)
-    draft.resolve("train.ckpt_interval", tenth, "10 checkpoints")
+    interval, why = _checkpoint_interval(total, step_tokens, speed, least)
+    draft.resolve("train.ckpt_interval", interval, why)
     # Every checkpoint is validated, to know the best.
-    why = "with each checkpoint" if tenth >= least else "not more tokens than are trained on"
-    draft.resolve("train.eval_interval", max(tenth, least), why)
+    why = "with each checkpoint" if interval >= least else "not more tokens than are trained on"
+    draft.resolve("train.eval_interval", max(interval, least), why)
+
+
+def _checkpoint_interval(
+    total: int, step_tokens: float, speed: float | None, least: int
+) -> tuple[int, str]:
+    """Steps between checkpoints, and why: a tenth of the run, but no more than half an hour.
+
+    Half an hour is never less than `least` steps, since every checkpoint is validated.
+    """
+    tenth = math.ceil(total / 10)
+    if speed is None:
+        return tenth, "10 checkpoints"
+    in_time = max(int(60 * CHECKPOINT_MINUTES * speed / step_tokens), least, 1)
+    if in_time >= tenth:
+        return tenth, "10 checkpoints"
+    minutes = in_time * step_tokens / speed / 60
+    return in_time, f"about every {minutes:.0f} min: what a crash can cost"
 
 
 def resolve_rates(draft: Draft, dial: Dial | None = None) -> None:

@@ -7,11 +7,12 @@ stream are respected; what a model wrote is neutralised before it is printed.
 import contextlib
 import json
 import shutil
+import signal
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -22,10 +23,13 @@ from rich.text import Text
 from core.config.draft import Draft
 from core.inference.text import printable
 from core.training import format as fmt
+from core.training.heartbeat import Activity, Silence, Ticking
 from core.training.stream import LastingStream
 
-HEARTBEAT_S = 5.0
 REFRESH_S = 0.25
+# Work that takes longer is named; the live lines are then drawn each second.
+NAMED_AFTER_S = 2.0
+REDRAW_S = 1.0
 SLOW_STEP_S = 20.0
 PLAIN_EVERY_S = 60.0
 # key -> (title, width, shown at 80 columns)
@@ -75,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Progress:
-    """Figures of the two live lines."""
+    """Figures of the two live lines; `saved_at` is when the run was last saved, by `Console.now`."""
 
     step: int
     total_steps: int
@@ -83,6 +87,7 @@ class Progress:
     losses: Sequence[float]
     floor: float | None
     text: str
+    saved_at: float | None = None
 
 
 class Console:
@@ -95,6 +100,7 @@ class Console:
         quiet: bool = False,
         as_json: bool = False,
         every_row: bool = False,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         given = stream or (sys.stderr if as_json else sys.stdout)
         self._stream = LastingStream(given, self._nobody_reads)
@@ -110,9 +116,14 @@ class Console:
         self.width = (
             min(shutil.get_terminal_size((80, 24)).columns, 100) if self.interactive else 80
         )
+        self.now = now
         self._live: Live | None = None
-        self._last_refresh = 0.0
-        self._last_print = time.monotonic()
+        self._progress: Progress | None = None
+        self._last_refresh = float("-inf")
+        self._last_print = self._last_row = now()
+        self._activity: Activity | None = None
+        self._silence = Silence()
+        self._ticking = False
         self._columns = COLUMNS
         self.warnings: list[str] = []
 
@@ -124,7 +135,7 @@ class Console:
             text = fmt.to_ascii(text)
         self._rich.print(Text(text, style=style))
         self._stream.flush()
-        self._last_print = time.monotonic()
+        self._last_print = self.now()
 
     def emit(self, kind: str, data: Mapping[str, Any]) -> None:
         """One JSON object on stdout, in JSON mode."""
@@ -155,26 +166,49 @@ class Console:
 
     @contextlib.contextmanager
     def phase(self, label: str, doing: str) -> Iterator[None]:
-        """Say what goes on when a phase is silent for 5 seconds, and every 5 again."""
-        done = threading.Event()
-        start = time.monotonic()
-
-        def beat() -> None:
-            while not done.wait(HEARTBEAT_S):
-                self.print(f" {label:<10} still {doing}: {time.monotonic() - start:.0f} s", "dim")
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
+        """Say what goes on wherever nothing was printed for 5 seconds."""
+        before = self._activity
+        self._activity = Activity(f"phase {doing}", doing, self.now(), label)
         try:
-            yield
+            with self._watched():
+                yield
         finally:
-            done.set()
-            thread.join()
+            self._activity = before
+
+    def doing(self, kind: str, words: str) -> None:
+        """What the run does from now on: named where it takes long, until something else is done."""
+        self._activity = Activity(kind, words, self.now())
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Call `tick` four times a second, in one thread however deep this is nested."""
+        if self._ticking:
+            yield
+            return
+        self._ticking = True
+        try:
+            with Ticking(self.tick):
+                yield
+        finally:
+            self._ticking = False
+
+    def tick(self) -> None:
+        """Redraw the live lines, or print what goes on where it was silent for long."""
+        activity, now = self._activity, self.now()
+        if activity is None:
+            return
+        if self._live is not None:
+            if now - max(self._last_refresh, activity.since) >= REDRAW_S:
+                self._draw()
+        elif now - activity.since < NAMED_AFTER_S:
+            return
+        elif self._silence.ends(activity, now - self._last_print):
+            self.print(activity.line(now), "dim")
 
     @contextlib.contextmanager
     def slow_step(self, explain: str) -> Iterator[None]:
         """Explain a first step that takes longer than 20 seconds."""
-        timer = threading.Timer(SLOW_STEP_S, lambda: self.print(" ! " + explain, "yellow"))
+        timer = threading.Timer(SLOW_STEP_S, lambda: self._notice(explain))
         timer.daemon = True
         timer.start()
         try:
@@ -188,12 +222,13 @@ class Console:
         auto = {k for k, s in draft.sources.items() if s.kind == "auto"} & set(DECISIONS)
         shown = [k for k in draft.values if k in asked | auto]
         self.print()
-        self.print(f" {'what':<26}{'value':<16}{'from':<8}why", "bold")
+        names = max(24, *map(len, shown)) + 2 if shown else 26
+        self.print(f" {'what':<{names}}{'value':<16}{'from':<8}why", "bold")
         for name in shown:
             source = draft.sources[name]
             why = source.reason or source.where
             value = fmt.cut_left(fmt.value(draft.values[name]), 15)
-            left = f" {name:<26}{value:<16}{source.kind:<8}"
+            left = f" {name:<{names}}{value:<16}{source.kind:<8}"
             for line in fmt.hanging(left, why, self.width):
                 self.print(line)
         rest = len(draft.values) - len(shown)
@@ -208,6 +243,7 @@ class Console:
         if self.interactive:
             self._columns = tuple(c for c in self._columns if c[0] != "eta")
         self.print("".join(title.rjust(width) for _, title, width in self._columns), "bold")
+        self._last_row = self.now()
 
     def row(self, row: Row) -> None:
         """One history row."""
@@ -224,10 +260,11 @@ class Console:
         }
         text = "".join(cells[key].rjust(width) for key, _, width in self._columns)
         self.print(text + (f"  {row.note}" if row.note else ""))
+        self._last_row = self.now()
 
-    def wants_plain_row(self) -> bool:
-        """Without a terminal: whether a minute passed without a line."""
-        return not self.interactive and time.monotonic() - self._last_print > PLAIN_EVERY_S
+    def wants_plain_row(self, step_s: float) -> bool:
+        """Without a terminal: whether a minute without a row would pass in another such step."""
+        return not self.interactive and self.now() - self._last_row + step_s > PLAIN_EVERY_S
 
     def sample(self, prompt: str, text: str) -> None:
         """What the model writes after a prompt, neutralised, at most three lines."""
@@ -240,11 +277,32 @@ class Console:
     def warn(self, text: str) -> None:
         """A warning, once above the live lines, and counted in the summary."""
         self.warnings.append(text)
-        self.print(f" ! {text}", "yellow", always=True)
+        self._notice(text, always=True)
+
+    def _notice(self, text: str, *, always: bool = False) -> None:
+        """A line that stands out, broken at words in a terminal, so that the live lines stay."""
+        lines = fmt.hanging(" ! ", text, self.width) if self.interactive else [f" ! {text}"]
+        self.print("\n".join(lines), "yellow", always=always)
+
+    def stopping(self, number: int, step: int) -> None:
+        """Answer a signal, while the step that it stops after may go on for long."""
+        if number == signal.SIGINT:
+            text = f"stopping after step {step:,} (Ctrl-C again to abort without saving)"
+        else:
+            text = f"SIGTERM: stopping after step {step:,}, which is saved"
+        self._notice(text, always=True)
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
-        """The zone of the two live lines; nothing without a terminal."""
+        """The zone of the history, with two live lines in a terminal; what takes long is named."""
+        try:
+            with self._live_lines(), self._watched():
+                yield
+        finally:
+            self._activity = self._progress = None
+
+    @contextlib.contextmanager
+    def _live_lines(self) -> Iterator[None]:
         if not self.interactive:
             yield
             return
@@ -259,17 +317,37 @@ class Console:
 
     def progress(self, progress: Progress) -> None:
         """Redraw the live lines, at most four times a second."""
-        if self._live is None or time.monotonic() - self._last_refresh < REFRESH_S:
+        self._progress = progress
+        if self.now() - self._last_refresh >= REFRESH_S:
+            self._draw()
+
+    def _draw(self) -> None:
+        live, now = self._live, self.now()
+        if live is None:
             return
-        self._last_refresh = time.monotonic()
-        tail = f"  {progress.step:,}/{progress.total_steps:,}  "
-        tail += f"{100 * progress.step // max(progress.total_steps, 1)} %   {progress.eta} left"
-        bar = fmt.bar(progress.step / max(progress.total_steps, 1), self.width - len(tail) - 2)
-        spark = fmt.sparkline(progress.losses)
-        floor = f" floor {progress.floor:.2f}" if progress.floor else ""
-        loss = f" loss {fmt.number(progress.losses[-1])} {spark}{floor}" if progress.losses else ""
-        text = Text(f" {bar}{tail}\n" + fmt.cut(f"{loss} · {progress.text}", self.width))
-        self._live.update(text, refresh=True)
+        self._last_refresh = now
+        text = "\n".join(self._lines_at(now))
+        live.update(Text(text if self.unicode else fmt.to_ascii(text)), refresh=True)
+
+    def _lines_at(self, now: float) -> list[str]:
+        """The live lines at a moment: how far the run is, and how it does."""
+        p, doing = self._progress, self._activity
+        parts = []
+        if doing is not None and now - doing.since >= NAMED_AFTER_S:
+            parts.append(f"{doing.words}: {now - doing.since:.0f} s")
+        if p is None:
+            return [f" {part}" for part in parts]
+        total = max(p.total_steps, 1)
+        tail = f"  {p.step:,}/{p.total_steps:,}  {100 * p.step // total} %   {p.eta} left"
+        bar = fmt.bar(p.step / total, self.width - len(tail) - 2)
+        if p.losses:
+            floor = f" floor {p.floor:.2f}" if p.floor else ""
+            parts.append(f"loss {fmt.number(p.losses[-1])} {fmt.sparkline(p.losses)}{floor}")
+        parts.append(p.text)
+        if p.saved_at is not None:
+            parts.append(f"saved {fmt.duration(now - p.saved_at)} ago")
+        below = " · ".join(part for part in parts if part)
+        return [f" {bar}{tail}", fmt.cut(f" {below}", self.width)]
 
     def skills(self, results: Mapping[str, tuple[int, int]], chance: Mapping[str, float]) -> None:
         """Skill bars beside chance."""

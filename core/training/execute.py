@@ -3,6 +3,7 @@
 Nothing of an earlier run is removed before the backend is made and the preflight has passed.
 """
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from core.training import preflight, resume, summary
 from core.training.console import Console
 from core.training.disk import writing
 from core.training.forecast import check_device
+from core.training.format import duration
 from core.training.guard import Budget, MemoryWatch
 from core.training.loop import Loop
 from core.training.options import Backends
@@ -78,8 +80,10 @@ def execute(job: Job, folder: RunFolder, backends: Backends, console: Console) -
     make = _makers(job, folder, backends, console)
     try:
         while True:
-            eval_batches, meta = make.eval_batches(job.config), _meta(job)
-            live.backend = make.backend(job.config)
+            with console.phase("data", "opening the validation text"):
+                eval_batches, meta = make.eval_batches(job.config), _meta(job)
+            with console.phase("backend", f"making the model on {job.config.train.backend}"):
+                live.backend = make.backend(job.config)
             info = live.backend.device_info()
             check_device(job.config, job.specs, info, force=job.force)
             try:
@@ -89,7 +93,8 @@ def execute(job: Job, folder: RunFolder, backends: Backends, console: Console) -
                 failure = error.bare()
             live.close()
             job = replace(job, config=smaller(job.config, failure, console.warn))
-        state = _open_folder(job, folder, backends, console)
+        with console.phase("run", "writing the run folder"):
+            state = _open_folder(job, folder, backends, console)
         return _train(job, folder, live, make, eval_batches, meta, state, console)
     finally:
         live.close()
@@ -164,9 +169,12 @@ def _load(
                 preflight.causality(
                     backend, row, vocab_size=vocab, precision=config.train.precision
                 )
-        backend.load(ckpt or initial_checkpoint(config, job.specs), optimizer=True)
+        doing = "making the initial weights" if start is None else f"reading {start.path.name}"
+        with console.phase("weights", doing):
+            backend.load(ckpt or initial_checkpoint(config, job.specs), optimizer=True)
         if config.train.preflight:
-            loss = preflight.first_loss(backend, batch, vocab_size=vocab, fresh=fresh)
+            with console.phase("checks", "computing the first loss"):
+                loss = preflight.first_loss(backend, batch, vocab_size=vocab, fresh=fresh)
             equal = f"= ln {vocab}" if fresh else f"below 1.5 ln {vocab}"
             console.fact("checks", f"causality ok · first loss {loss:.2f} {equal} ok")
     finally:
@@ -174,13 +182,21 @@ def _load(
             ckpt.close()
     if start is not None:
         version = backend.device_info().framework.partition(" ")[2]
-        console.fact(
-            "resumed",
-            f"{start.path.name} at step {start.meta.step:,} of {config.train.total_steps:,} "
-            f"({start.meta.backend.get('name', '?')}) · {resume.same_curve(start, config, version)}",
-        )
+        curve = resume.same_curve(start, config, version)
+        age = time.time() - start.path.stat().st_mtime
+        console.fact("resumed", f"{resumed(start, config.train.total_steps, age)} · {curve}")
     console.fact("run", f"{config.train.save_dir}   (watch: python tools/memory_monitor.py)")
     console.print()
+
+
+def resumed(start: resume.ResumePoint, total_steps: int, age_s: float) -> str:
+    """Where a run goes on: source, step, and the age of the checkpoint in seconds, in words."""
+    backend = str(start.meta.backend.get("name", "?"))
+    made_by = backend if start.folder is None else f"{start.folder.resolve().name}, {backend}"
+    return (
+        f"{start.path.name} at step {start.meta.step:,} of {total_steps:,} "
+        f"({made_by}, saved {duration(age_s)} ago)"
+    )
 
 
 def _open_folder(job: Job, folder: RunFolder, backends: Backends, console: Console) -> Progressed:
@@ -219,8 +235,10 @@ def _train(
     if live.backend is None:
         raise PippinError("P001", "a run without a backend.", exit_code=EXIT_FAULT)
     log = RunLog(folder.logs, tensorboard=open_tensorboard(folder.logs))
-    with StopSignals() as signals, _watch(job) as watch:
-        live.batches = make.batches(job.config, state.step + 1)
+    with StopSignals(console.stopping) as signals, _watch(job) as watch:
+        signals.step = state.step + 1
+        with console.phase("data", "opening the training text"):
+            live.batches = make.batches(job.config, state.step + 1)
         run = Run(
             config=job.config,
             specs=job.specs,
@@ -263,7 +281,8 @@ def _finish(run: Run, outcome: Outcome, prepared: TextData) -> int:
     except PippinError as error:
         run.console.warn(error.what)
     try:
-        summary.finish(run, outcome, prepared, skills=outcome.reason == "done")
+        with run.console.phase("summary", "drawing the curve and writing the report"):
+            summary.finish(run, outcome, prepared, skills=outcome.reason == "done")
     except KeyboardInterrupt:
         run.console.warn(f"aborted; the run is saved: {outcome.checkpoint}")
         return EXIT_SIGINT

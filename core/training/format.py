@@ -25,6 +25,8 @@ _ASCII = {
     "▆": "=",
     "▇": "=",
 }
+SEPARATOR = " · "
+_KEPT = "\x00"  # stands for a space at which a line must not be broken
 _SPARKS = "▁▂▃▄▅▆▇"
 
 
@@ -112,9 +114,18 @@ def cut_left(text: str, width: int) -> str:
 
 
 def hanging(left: str, text: str, width: int) -> list[str]:
-    """Left text and a longer one beside it, on as many lines as it takes; no word is cut."""
+    """Left text and a longer one beside it, on as many lines as it takes; no word is cut.
+
+    What stands between two separators stays together where it fits on a line.
+    """
     room = max(width - len(left), 20)
-    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    parts = text.split(SEPARATOR)
+    for i, part in enumerate(parts):
+        end = "" if i == len(parts) - 1 else SEPARATOR.rstrip()
+        whole = part + end
+        parts[i] = whole.replace(" ", _KEPT) if len(whole) <= room else whole
+    lines = textwrap.wrap(" ".join(parts), room, break_long_words=False, break_on_hyphens=False)
+    lines = [line.replace(_KEPT, " ") for line in lines] or [""]
     return [(left + lines[0]).rstrip(), *(" " * len(left) + line for line in lines[1:])]
 
 
@@ -166,6 +177,13 @@ class Ema:
     def value(self) -> float | None:
         """The newest average."""
         return self._history[-1][1] if self._history else None
+
+    def with_value(self, value: float) -> float:
+        """The average if a value were added, which it is not."""
+        if not math.isfinite(value):
+            return self._sum / self._weight if self._weight else value
+        total = self._beta * self._sum + (1 - self._beta) * value
+        return total / (self._beta * self._weight + (1 - self._beta))
 
     def update(self, step: int, value: float) -> float:
         """Add a value; returns the average."""

@@ -8,10 +8,10 @@ import math
 import os
 import shlex
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
 
 from core.backend import Lazy, OutOfMemory
 from core.data.sampling.loader import StepBatches
@@ -20,15 +20,17 @@ from core.inference.evaluate import Evaluation, evaluate
 from core.machine.speed import flops_per_token, peak_flops
 from core.machine.system import process_memory
 from core.training import format as fmt
+from core.training.awake import Awake
 from core.training.cadence import sample_steps, shown_steps
 from core.training.console import Progress, Row
+from core.training.pace import Pace
 from core.training.recovery import halved
 from core.training.run import Outcome, Reason, Run, is_better
+from core.training.runlog import losses_until, metrics_row, strict
 from core.training.saving import save
 from core.training.schedule import step_hyper
 
 CHECK_EVERY = 5  # steps between readings of the skip counters
-SLEEP_GAP_S = 30.0
 
 
 class Loop:
@@ -39,8 +41,7 @@ class Loop:
         train = run.config.train
         self._shown = shown_steps(train.total_steps, train.log_interval)
         self._samples = sample_steps(train.total_steps, train.samples)
-        self._ema = fmt.Ema()
-        self._recent: deque[float] = deque(maxlen=200)
+        self._take_up_average()
         self._peak = peak_flops(run.device_name, train.precision)
         self._flops = flops_per_token(run.config.model, run.specs, run.config.data.seq_len)
         self._val: Evaluation | None = None
@@ -53,13 +54,10 @@ class Loop:
         self._tokens = 0
         # Tokens seen after each of the latest steps, to go back over skipped ones.
         self._seen = deque([(run.state.step, run.state.tokens_seen)], self._unread_steps())
-        self._step_seconds = 0.0
-        self._timed_tokens = 0
-        self._timed_steps = 0
-        self._seconds_a_step: float | None = None
-        self._last_speed: float | None = None
-        self._phase_seconds: dict[str, float] = run.phases
-        self._wall = time.time() - time.monotonic()
+        self._pace = Pace(run.phases)
+        self._saved_at: float | None = None
+        on_mac = sys.platform == "darwin"
+        self._awake = Awake(on_mac=on_mac, wall_s=time.time(), monotonic_s=time.monotonic())
 
     def run(self) -> Outcome:
         """Train until the end, a signal, or too many steps that are not finite."""
@@ -75,12 +73,12 @@ class Loop:
             state=r.state,
             first_step=self._first,
             train_loss=self._ema.value,
-            final=self._val,
+            final=self._val if self._val_step >= r.state.step else None,
             seconds=time.monotonic() - start,
             tokens=self._tokens,
             skipped_steps=self._skipped,
             checkpoint=r.checkpoint,
-            seconds_by_phase=self._phase_seconds,
+            seconds_by_phase=self._pace.phases,
         )
 
     def _steps(self) -> Reason:
@@ -93,36 +91,51 @@ class Loop:
 
     def _until_the_end(self) -> Reason:
         r = self.r
-        mark = time.monotonic()
+        mark = self._begin_step()
         # Asked for anew each time: where memory runs out, there are other batches.
         while (batch := next(r.batches, None)) is not None:
             metrics = self._step(batch)
             step = r.state.step
-            now = time.monotonic()
-            if step > self._begun + 1:  # the first step compiles and allocates
-                self._step_seconds += now - mark
-                self._timed_tokens += batch.tokens
-                self._timed_steps += 1
-            self._phase_seconds["steps"] = self._phase_seconds.get("steps", 0.0) + now - mark
-            # A signal that comes later than here stops the next step, which then saves.
-            received = r.signals.received
-            if received is not None:
-                name = "Ctrl-C" if received == signal.SIGINT else "SIGTERM"
-                r.console.warn(f"{name}: saving step {step:,} (Ctrl-C again to abort)")
-            stop = received is not None or step >= r.stop_step
+            step_s = time.monotonic() - mark
+            # The first step compiles and allocates.
+            self._pace.add_step(step_s, batch.tokens, typical=step > self._begun + 1)
+            signalled = self._signalled(step)
+            stop = signalled or step >= r.stop_step
             if not self._finite(metrics, step, stop=stop):
                 return "not finite"
             try:
-                self._events(metrics, step, stop=stop)
+                self._events(metrics, step, step_s, stop=stop)
+                # A signal that came during validation or saving does not wait for another step.
+                if not stop and self._signalled(step):
+                    signalled = True
+                    self._save()
             except PippinError as error:
                 raise self._saved_first(error) from error
-            if received is not None:
-                return "interrupted" if received == signal.SIGINT else "terminated"
+            if signalled:
+                return "interrupted" if r.signals.received == signal.SIGINT else "terminated"
             if stop:
                 break
             self._guard()
-            mark = time.monotonic()
+            mark = self._begin_step()
         return "done"
+
+    def _begin_step(self) -> float:
+        """Say which step begins, and stops the run if a signal comes; returns the moment."""
+        self.r.signals.step = self.r.state.step + 1
+        self.r.console.doing("steps", f"computing step {self.r.state.step + 1:,}")
+        return time.monotonic()
+
+    def _signalled(self, step: int) -> bool:
+        """Whether a signal ends the run after this step; said after the answer to it."""
+        signals = self.r.signals
+        if signals.received is None:
+            return False
+        signals.wait_for_answer()
+        if signals.received == signal.SIGINT:
+            self.r.console.warn(f"Ctrl-C: saving step {step:,} (Ctrl-C again to abort)")
+        else:
+            self.r.console.warn(f"SIGTERM: saving step {step:,}")
+        return True
 
     def _guard(self) -> None:
         """Ask the watch over memory; above its budget a run that swaps is made smaller."""
@@ -142,6 +155,7 @@ class Loop:
         r, begin = self.r, time.monotonic()
         if r.recover is None:
             raise failure
+        r.console.doing("recovery", "making the run smaller")
         before = r.state.step
         r.recover(r, failure)
         if r.watch is not None:
@@ -151,9 +165,23 @@ class Loop:
             self._in_a_row = 0
             self._seen.clear()
             self._seen.append((r.state.step, r.state.tokens_seen))
+            self._take_up_average()
         self._begun = r.state.step
-        self._step_seconds, self._timed_tokens, self._timed_steps = 0.0, 0, 0
+        self._pace.forget()
         self._add_phase("recovery", begin)
+
+    def _take_up_average(self) -> None:
+        """The average loss of the run's own log up to its step, as if it had never stopped.
+
+        A row that is there only because the run stopped at its step is none of an uninterrupted run.
+        """
+        train, state = self.r.config.train, self.r.state
+        every = (train.log_interval, train.eval_interval, train.ckpt_interval)
+        self._ema = fmt.Ema()
+        self._recent: deque[float] = deque(maxlen=200)
+        for step, loss in losses_until(self.r.log.path, state.step):
+            if step in self._shown or any(step % n == 0 for n in every):
+                self._recent.append(self._ema.update(step, loss))
 
     def _saved_first(self, error: PippinError) -> PippinError:
         """Where the disk refused something else than a checkpoint, try to save before the end."""
@@ -236,27 +264,30 @@ class Loop:
     def _saves(self, step: int) -> bool:
         return step % self.r.config.train.ckpt_interval == 0 or step == self.r.stop_step
 
-    def _events(self, metrics: Mapping[str, Lazy], step: int, *, stop: bool) -> None:
+    def _events(self, metrics: Mapping[str, Lazy], step: int, step_s: float, *, stop: bool) -> None:
         r, train = self.r, self.r.config.train
         if step % train.eval_interval == 0 or self._saves(step) or stop:
             self._evaluate(step)
         if self._logs(step) or self._val_step == step:
-            self._log(metrics, step)
+            self._log(metrics, step, step_s)
+        elif r.console.wants_plain_row(step_s):
+            self._row_between(metrics, step)
         elif r.console.interactive:
             self._live(step)
         if stop or (self._saves(step) and self._in_a_row == 0):
             self._save()
         if step in self._samples and r.sample is not None and r.signals.received is None:
             begin = time.monotonic()
+            r.console.doing("samples", "writing samples")
             r.sample(step)
             self._add_phase("samples", begin)
 
     def _add_phase(self, name: str, begin: float) -> None:
-        self._phase_seconds[name] = self._phase_seconds.get(name, 0.0) + time.monotonic() - begin
+        self._pace.add(name, time.monotonic() - begin)
 
     def _evaluate(self, step: int) -> None:
         begin = time.monotonic()
-        self._val = self._score()
+        self._val = self._score(step)
         self._val_step = step
         state = self.r.state
         self._val_is_best = is_better(self._val.loss, state.best_val_loss)
@@ -266,61 +297,49 @@ class Loop:
             self.r.console.warn(f"step {step}: the validation loss is not finite")
         self._add_phase("validation", begin)
 
-    def _score(self) -> Evaluation:
+    def _score(self, step: int) -> Evaluation:
         r = self.r
         while True:
+            r.console.doing("validation", f"validating step {step:,}")
             try:
                 return evaluate(r.backend, r.eval_batches, token_bytes=r.token_bytes)
             except OutOfMemory as error:
                 failure = error.bare()
             self._recover(failure)
 
-    def _log(self, metrics: Mapping[str, Lazy], step: int) -> None:
+    def _log(self, metrics: Mapping[str, Lazy], step: int, step_s: float) -> None:
         r, train = self.r, self.r.config.train
         loss = float(metrics["loss"])
         grad = float(metrics["grad_norm"])
         average = self._ema.update(step, loss)
         self._recent.append(average)
-        speed = self._timed_tokens / self._step_seconds if self._step_seconds > 0 else None
-        if speed is not None:
-            self._last_speed = speed
-            self._seconds_a_step = self._step_seconds / self._timed_steps
-        self._step_seconds, self._timed_tokens, self._timed_steps = 0.0, 0, 0
+        speed = self._pace.logged()
         memory = r.backend.memory()
         if r.watch is not None and memory.active_bytes is not None:
             r.watch.device_bytes = memory.active_bytes + (memory.cached_bytes or 0)
-        own = process_memory(os.getpid())
-        process = own.memory_bytes if own is not None else 0
+        process = _process_bytes()
         used = max(memory.active_bytes or 0, process)
         hyper = step_hyper(step, train, 1.0)
         val = self._val if self._val_step == step else None
         mfu = speed * self._flops / self._peak if speed and self._peak else None
-        eta = self._eta(step)
-        row: dict[str, Any] = {
-            "loss": loss,
-            "learning_rate": hyper.lr["matrix"],
-            "grad_norm": grad,
-            "tokens_processed": r.state.tokens_seen,
-            "throughput_tokens_per_sec": speed,
-            "step_time_sec": self._seconds_a_step if speed is not None else None,
-            "perplexity": math.exp(loss) if loss < 700 else None,
-            "memory_active_bytes": memory.active_bytes,
-            "memory_peak_bytes": memory.peak_bytes,
-            "memory_process_bytes": process,
-            "mfu": mfu,
-            "skipped_total": self._skipped,
-        }
-        if "aux_loss" in metrics:
-            row["aux_loss"] = float(metrics["aux_loss"])
-        if "loss_scale" in metrics:
-            row["loss_scale"] = float(metrics["loss_scale"])
-            row["overflows_total"] = float(metrics["overflows_total"])
-        if val is not None:
-            row["val_loss"] = val.loss
-            row["val_bits_per_byte"] = val.bits_per_byte
+        row = metrics_row(
+            metrics,
+            loss=loss,
+            grad_norm=grad,
+            learning_rate=hyper.lr["matrix"],
+            tokens_seen=r.state.tokens_seen,
+            speed=speed,
+            step_time_s=self._pace.seconds_a_step,
+            memory=memory,
+            process_bytes=process,
+            mfu=mfu,
+            skipped_total=self._skipped,
+            val=val,
+        )
         r.log.row(step, row)
-        r.console.emit("row", {"step": step, **{k: v for k, v in row.items() if _jsonable(v)}})
-        shown = step in self._shown or r.console.every_row or r.console.wants_plain_row()
+        r.console.emit("row", {"step": step, **strict(row)})
+        left = self._pace.seconds_left(r.stop_step - step)
+        shown = step in self._shown or r.console.every_row or r.console.wants_plain_row(step_s)
         if shown or step == r.stop_step or r.signals.received is not None:
             r.console.row(
                 Row(
@@ -334,53 +353,61 @@ class Loop:
                     tokens_per_s=speed,
                     mfu=mfu,
                     memory_bytes=used,
-                    eta_s=eta,
+                    eta_s=left,
                 )
             )
-        self._slept()
+        self._tell_of_sleep(left)
         self._live(step, used=used, mfu=mfu)
 
-    def _slept(self) -> None:
-        wall = time.time() - time.monotonic()
-        if wall - self._wall > SLEEP_GAP_S:
-            gap = fmt.duration(wall - self._wall)
-            self.r.console.warn(f"the computer slept {gap}; training went on after it")
-        self._wall = wall
+    def _row_between(self, metrics: Mapping[str, Lazy], step: int) -> None:
+        """A row of a step that is not logged, so that a run of slow steps is not silent for long.
 
-    def _eta(self, step: int) -> float | None:
-        if not self._seconds_a_step:
-            return None
-        left = (self.r.stop_step - step) * self._seconds_a_step
-        steps = self._phase_seconds.get("steps", 0.0)
-        other = sum(v for k, v in self._phase_seconds.items() if k != "steps")
-        return left * (1 + other / steps) if steps > 5 else left
+        Its loss is part of no average and of no log: those depend on the steps, never on the clock.
+        """
+        r = self.r
+        r.console.row(
+            Row(
+                step=step,
+                loss=self._ema.with_value(float(metrics["loss"])),
+                lr=step_hyper(step, r.config.train, 1.0).lr["matrix"],
+                grad=float(metrics["grad_norm"]),
+                tokens_per_s=self._pace.speed(),
+                memory_bytes=max(r.backend.memory().active_bytes or 0, _process_bytes()),
+                eta_s=self._pace.seconds_left(r.stop_step - step),
+            )
+        )
+
+    def _tell_of_sleep(self, left_s: float | None) -> None:
+        console = self.r.console
+        if (words := self._awake.slept(time.time(), time.monotonic())) is not None:
+            console.warn(words)
+        if (words := self._awake.advice(left_s)) is not None:
+            console.fact("awake", words)
 
     def _live(self, step: int, *, used: int | None = None, mfu: float | None = None) -> None:
-        r = self.r
-        eta = self._eta(step)
-        if eta is None:
-            text = "..."
-        elif step < 0.05 * r.stop_step:
-            text = f"{fmt.duration(0.8 * eta)}-{fmt.duration(1.3 * eta)}"
-        else:
-            text = fmt.duration(eta)
-        parts = [f"{fmt.si(self._last_speed)} tok/s"] if self._last_speed else []
+        r, pace = self.r, self._pace
+        parts = [f"{fmt.si(pace.last_speed)} tok/s"] if pace.last_speed else []
         if mfu is not None:
             parts.append(f"MFU {100 * mfu:.0f} %")
         if used:
             parts.append(fmt.gigabytes(used))
-        if r.checkpoint is not None:
-            parts.append(f"saved step {r.meta.step:,}")
+        left = pace.left_in_words(step, r.stop_step)
+        text = " · ".join(parts)
         r.console.progress(
-            Progress(step, r.stop_step, text, list(self._recent), r.floor_nats, " · ".join(parts))
+            Progress(
+                step, r.stop_step, left, list(self._recent), r.floor_nats, text, self._saved_at
+            )
         )
 
     def _save(self) -> None:
         begin = time.monotonic()
+        self.r.console.doing("saving", f"saving step {self.r.state.step:,}")
         val = self._val if self._val_step >= self.r.state.step else None
         save(self.r, val)
+        self._saved_at = self.r.console.now()
         self._add_phase("saving", begin)
 
 
-def _jsonable(value: Any) -> bool:
-    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+def _process_bytes() -> int:
+    own = process_memory(os.getpid())
+    return own.memory_bytes if own is not None else 0

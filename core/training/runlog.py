@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from core.backend import Lazy, MemoryStats
 from core.durable import flush_to_disk
+from core.inference.evaluate import Evaluation
 from core.training.disk import writing
 
 METRICS_NAME = "metrics.jsonl"
@@ -31,6 +33,62 @@ def strict(row: Mapping[str, Any]) -> dict[str, Any]:
         for k, v in row.items()
         if v is not None and not (isinstance(v, float) and not math.isfinite(v))
     }
+
+
+def metrics_row(
+    metrics: Mapping[str, Lazy],
+    *,
+    loss: float,
+    grad_norm: float,
+    learning_rate: float,
+    tokens_seen: int,
+    speed: float | None,
+    step_time_s: float | None,
+    memory: MemoryStats,
+    process_bytes: int,
+    mfu: float | None,
+    skipped_total: int,
+    val: Evaluation | None,
+) -> dict[str, Any]:
+    """One row of metrics.jsonl (docs/data-format.md).
+
+    Args:
+        metrics: Of the step; what only some models and precisions have is taken from it.
+        loss: Mean cross-entropy of the step, in nats a token.
+        grad_norm: Norm of the gradient before it is clipped.
+        learning_rate: Rate of the matrices.
+        tokens_seen: Tokens trained on so far.
+        speed: Tokens per second since the last row, None where no step was timed.
+        step_time_s: Seconds a step took in them.
+        memory: The device's own figures.
+        process_bytes: Memory of the process.
+        mfu: Share of the device's peak FLOP/s.
+        skipped_total: Steps that were not finite so far.
+        val: The validation of this step, if there was one.
+    """
+    row: dict[str, Any] = {
+        "loss": loss,
+        "learning_rate": learning_rate,
+        "grad_norm": grad_norm,
+        "tokens_processed": tokens_seen,
+        "throughput_tokens_per_sec": speed,
+        "step_time_sec": step_time_s if speed is not None else None,
+        "perplexity": math.exp(loss) if loss < 700 else None,
+        "memory_active_bytes": memory.active_bytes,
+        "memory_peak_bytes": memory.peak_bytes,
+        "memory_process_bytes": process_bytes,
+        "mfu": mfu,
+        "skipped_total": skipped_total,
+    }
+    if "aux_loss" in metrics:
+        row["aux_loss"] = float(metrics["aux_loss"])
+    if "loss_scale" in metrics:
+        row["loss_scale"] = float(metrics["loss_scale"])
+        row["overflows_total"] = float(metrics["overflows_total"])
+    if val is not None:
+        row["val_loss"] = val.loss
+        row["val_bits_per_byte"] = val.bits_per_byte
+    return row
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -126,6 +184,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             except ValueError:
                 continue
     return rows
+
+
+def losses_until(path: Path, step: int) -> list[tuple[int, float]]:
+    """Step and loss of the rows up to a step, in their order; a loss that was not finite is NaN."""
+    found = {}
+    for row in read_rows(path):
+        if "event" not in row and row.get("step", math.inf) <= step:
+            found[int(row["step"])] = float(row.get("loss", math.nan))
+    return sorted(found.items())
 
 
 def cut_after(path: Path, step: int) -> int:

@@ -14,8 +14,9 @@ import pytest
 
 import train
 from core.paths import PROJECT_ROOT
+from core.training.console import Console
 from core.training.loop import Loop
-from tests.cli.runs import TINY, rows, start, train_here, train_process, write_text
+from tests.cli.runs import TINY, losses, rows, start, train_here, train_process, write_text
 
 
 @pytest.fixture
@@ -193,6 +194,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves(here, number, code, word):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
+    assert "stopping after step" in out and ("Ctrl-C" in out) == (number == signal.SIGINT)
     assert word in out and "saved" in out and "--resume" in out and "Traceback" not in err
     step = rows(here / "checkpoints" / "words-1")[-1]["step"]
     assert (here / "checkpoints" / "words-1" / f"step_{step:06d}.pt").is_file()
@@ -208,7 +210,7 @@ def test_old_pythons_are_told_so():
 
 
 @pytest.mark.parametrize("during", ["_evaluate", "_save"])
-def test_a_signal_during_validation_or_saving_is_saved_by_the_next_step(
+def test_a_signal_during_validation_or_saving_waits_for_no_other_step(
     here, capsys, monkeypatch, during
 ):
     real = getattr(Loop, during)
@@ -224,9 +226,11 @@ def test_a_signal_during_validation_or_saving_is_saved_by_the_next_step(
     code = train_here("--input_file", text, "--backend", "cpu", "--max-steps", 12, *TINY, *every)
     assert code == 143
     run = here / "checkpoints" / "words-1"
-    assert max(run.glob("step_*.pt")).name == "step_000005.pt"
-    assert rows(run)[-1]["step"] == 5
-    assert "python train.py --resume checkpoints/words-1" in capsys.readouterr().out
+    assert max(run.glob("step_*.pt")).name == "step_000004.pt"
+    assert rows(run)[-1]["step"] == 4
+    out = capsys.readouterr().out
+    assert "python train.py --resume checkpoints/words-1" in out
+    assert "stopping after step 4, " in out and "at step 4 of 12 by SIGTERM" in out
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert train_here("--resume", "checkpoints/words-1") == 0
@@ -244,3 +248,18 @@ def test_the_time_of_a_step_is_measured_not_made_of_windows(here):
     for before, row in itertools.pairwise(found[1:]):
         tokens = row["tokens_processed"] - before["tokens_processed"]
         assert row["throughput_tokens_per_sec"] * row["step_time_sec"] == pytest.approx(tokens)
+
+
+def test_rows_for_the_clock_are_shown_and_change_nothing_of_the_log(here, capsys, monkeypatch):
+    """Steps that are not logged have a row where it was silent for long, and only in the terminal."""
+    args = (*start(here), "train.total_steps=19", "train.log_interval=15")
+    seen = {}
+    for name, silent in (("a", False), ("b", True)):
+        monkeypatch.setattr(Console, "wants_plain_row", lambda self, step_s, x=silent: x)
+        assert train_here(*args, "--save-dir", f"checkpoints/{name}") == 0
+        out = capsys.readouterr().out.splitlines()
+        found = {int(w[0]): float(w[1]) for x in out if (w := x.split()) and w[0].isdigit()}
+        seen[name] = found
+    assert losses(here / "checkpoints" / "a") == losses(here / "checkpoints" / "b")
+    assert {3, 7, 9} & seen["a"].keys() == set() and set(range(1, 20)) == seen["b"].keys()
+    assert seen["a"].items() <= seen["b"].items()  # averages of logged steps are the same

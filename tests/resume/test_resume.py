@@ -4,13 +4,17 @@ Run: python -m pytest tests/resume/test_resume.py
 """
 
 import math
+import re
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from core.checkpoint import list_checkpoints
+from core.training.execute import resumed
+from core.training.resume import ResumePoint
 from core.training.schedule import step_hyper
 from tests.cli.runs import (
     TINY,
@@ -99,6 +103,7 @@ def test_resume_takes_the_newest_that_is_intact_and_says_what_it_skipped(here, c
     assert train_here("--resume", whole) == 0
     out = capsys.readouterr().out
     assert "step_000012.pt was skipped" in out and "resumed    step_000008.pt" in out
+    assert re.search(r"at step 8 of 12 \(straight, cpu, saved \d+ \w+ ago\) · same data", out), out
     assert_same_checkpoint(here / "expected.pt", newest)
     assert expected is not None
 
@@ -156,3 +161,37 @@ def test_steps_that_are_not_finite_stop_the_run_with_its_last_good_state(
     monkeypatch.chdir(here)
     assert train_here("--resume", ill) == 0  # the trouble is gone: the same curve as without it
     assert losses(ill) == losses(whole)
+
+
+def averaged(found, beta=0.9):
+    """The moving average of losses, its bias taken out as in Adam, in a formula of its own."""
+    total = sum((1 - beta) * beta**i * x for i, x in enumerate(reversed(found)))
+    return total / (1 - beta ** len(found))
+
+
+def test_the_average_of_the_summary_is_that_of_an_uninterrupted_run(here, capsys):
+    """Step 7 is logged only because the run stopped there; the average does not know it."""
+    every = ("train.log_interval=2", "train.eval_interval=4", "train.total_steps=24")
+
+    def figure():
+        return re.search(r" loss +train (\S+)", capsys.readouterr().out)[1]
+
+    args, whole = straight(here, "cpu", *every)
+    expected = figure()
+    assert float(expected) == pytest.approx(averaged([x for _, x in losses(whole)]), abs=6e-4)
+    assert train_here(*args, "--save-dir", "checkpoints/parts", "--max-steps", 7) == 0
+    parts = here / "checkpoints" / "parts"
+    assert losses(parts)[-1][0] == 7 and figure() != expected
+    assert train_here("--resume", parts) == 0
+    assert figure() == expected
+    assert [x for x in losses(parts) if x[0] != 7] == losses(whole)
+
+
+def test_the_line_of_a_resumed_run_says_source_step_and_age(tmp_path):
+    path = tmp_path / "stories-1" / "step_000617.npz"
+    meta = SimpleNamespace(step=617, backend={"name": "mlx"})
+    start = ResumePoint(path, path.parent, meta)
+    line = "step_000617.npz at step 617 of 1,400 (stories-1, mlx, saved 2 h 0 m ago)"
+    assert resumed(start, 1400, 7200) == line
+    alone = ResumePoint(path, None, meta)
+    assert resumed(alone, 1400, 12) == "step_000617.npz at step 617 of 1,400 (mlx, saved 12 s ago)"

@@ -219,3 +219,28 @@ def test_a_given_length_sizes_the_model_by_its_tokens(steps):
     poor, _, _ = resolved(1e9, overrides=overrides, gigabytes=3)
     assert predict_training_memory(poor, param_specs(poor.model)).total <= 0.8 * 3e9
     assert "M parameters" in draft.sources["model.d_model"].reason
+
+
+def test_a_long_run_is_saved_every_half_hour_where_its_speed_is_known():
+    """Two days lost 4.8 hours to a crash at a tenth of the run; four minutes stay at ten of them."""
+    config, speed, draft = resolved(9e10, overrides=["train.minutes=2880"])
+    t = config.train
+    step_s = t.micro_batch_size * t.grad_accum_steps * config.data.seq_len / speed
+    assert 0.9 * 1800 < t.ckpt_interval * step_s <= 1800 and t.eval_interval == t.ckpt_interval
+    assert t.total_steps > 50 * t.ckpt_interval
+    assert draft.sources["train.ckpt_interval"].reason.startswith("about every 30 min")
+    short, _, draft = resolved(9e10, overrides=["train.minutes=4"])
+    assert short.train.ckpt_interval == -(-short.train.total_steps // 10)
+    assert draft.sources["train.ckpt_interval"].reason == "10 checkpoints"
+    given, _, _ = resolved(9e10, overrides=["train.minutes=2880", "train.ckpt_interval=7"])
+    assert given.train.ckpt_interval == 7
+
+
+def test_a_checkpoint_is_never_validated_on_more_tokens_than_it_was_trained_on():
+    many = 10**8
+    overrides = ["train.minutes=2880", f"train.eval_tokens={many}"]
+    config, _, _ = resolved(9e10, overrides=overrides)
+    t = config.train
+    step_tokens = t.micro_batch_size * t.grad_accum_steps * config.data.seq_len
+    tenth = -(-t.total_steps // 10)
+    assert t.ckpt_interval == min(tenth, -(-many // step_tokens))

@@ -6,12 +6,10 @@ Run: python -m pytest tests/unit/test_terminal.py
 import io
 import itertools
 import math
-import time
 
 import pytest
 
 from core.config.draft import Draft, Source
-from core.training import console as terminal
 from core.training import format as fmt
 from core.training.console import Console, Row
 from core.training.loop import sample_steps, shown_steps
@@ -120,15 +118,6 @@ def test_an_ascii_stream_gets_ascii():
     console.row(row(trend="↘"))
     stream.flush()
     assert raw.getvalue().decode("ascii")
-
-
-def test_a_silent_phase_says_what_it_does(monkeypatch):
-    monkeypatch.setattr(terminal, "HEARTBEAT_S", 0.05)
-    stream = io.StringIO()
-    console = Console(stream=stream)
-    with console.phase("data", "counting sheep"):
-        time.sleep(0.18)
-    assert stream.getvalue().count("still counting sheep") >= 2
 
 
 def test_the_plot_is_drawn_from_rows_and_needs_two(tmp_path):

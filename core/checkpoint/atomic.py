@@ -11,7 +11,11 @@ from pathlib import Path
 from core.durable import flush_folder, flush_to_disk
 from core.errors import PippinError
 
-_TEMPORARY = re.compile(r"\.tmp-(\d+)-.+\Z")
+# The names that a run gives to files in its folder; a run folder may be anybody's folder too.
+_TEMPORARY = re.compile(
+    r"\.tmp-(\d+)-(?:(?:step_\d{6,}|best)\.(?:npz|pt)|(?:config|training_state)\.json"
+    r"|tokenizer\.(?:model|json|pippin\.json))\Z"
+)
 
 
 def temporary_path(path: Path) -> Path:

@@ -194,9 +194,11 @@ class ChatSource:
 
     Attributes:
         source: The records, and what becomes of bad ones.
+        kind: What the source holds where that is known; None leaves it to the first record.
     """
 
     source: RecordSource
+    kind: Content | None = None
 
     @property
     def name(self) -> str:
@@ -258,13 +260,15 @@ class ChatSource:
     def _values(self) -> Iterator[tuple[Chat | Pair | Plain, Record]]:
         """What the records are; bad ones go to the tally."""
         formats: dict[str, str] = {}
-        content: Content | None = None
+        content = self.kind
         for record in self.source.records():
             where = record.where or record.origin
             file, found = _file_of(where), detect_format(record.fields)
-            format_name = formats.setdefault(file, found) if found else formats.get(file, "")
             if found:
                 content = content or content_of(found)
+            if found and content_of(found) == content:
+                formats.setdefault(file, found)
+            format_name = formats.get(file, found)
             try:
                 result = normalise(record.fields, format_name, where)
                 if content_of(format_name) != content:
@@ -285,7 +289,7 @@ def _file_of(origin: str) -> str:
 def _other_content(where: str, found: Content, needed: Content | None) -> PippinError:
     return PippinError(
         "P202",
-        f"{where} is of the kind {found}, but the first record was of the kind {needed}",
+        f"{where} is of the kind {found}, but the first one that counts is of the kind {needed}",
         found="one data set holds texts, chats or preferences; files of one kind belong in a folder",
     )
 

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -187,9 +186,9 @@ class RunFolder:
             for path in (*list_checkpoints(self.path), *own):
                 if path.resolve() not in kept:
                     path.unlink(missing_ok=True)
-            if (self.path / TENSORBOARD).is_dir():
-                shutil.rmtree(self.path / TENSORBOARD)
-            for name in OWN_FOLDERS:
+            for path in (self.path / TENSORBOARD).glob("events.out.tfevents.*"):
+                path.unlink(missing_ok=True)
+            for name in (TENSORBOARD, *OWN_FOLDERS):
                 with contextlib.suppress(OSError):  # absent, or it holds something of the user's
                     (self.path / name).rmdir()
             self.logs.mkdir(parents=True, exist_ok=True)

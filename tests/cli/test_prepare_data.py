@@ -191,7 +191,7 @@ def test_plan_says_what_the_shards_then_hold(tmp_path: Path) -> None:
     prepare_data(text, "--tokenizer", "byte", "--out", "s", cwd=tmp_path)
     manifest = load_manifest(tmp_path / "s")
     assert plan["text"]["tokens"] == manifest.tokens
-    assert plan["text"]["shards"] == 1
+    assert plan["text"]["shards"] == 3
     needs = prepare_data("plan", "--for", "tiny_shakespeare_cpu", cwd=tmp_path)
     assert f"{2000 * 12 * 64:,} tokens" in needs
 

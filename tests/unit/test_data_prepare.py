@@ -216,14 +216,15 @@ def test_damaged_shards_of_this_text_are_an_error(jsonl: Path, tmp_path: Path) -
     assert run(jsonl, tmp_path / "s").folder != made.folder
 
 
-def test_old_leftovers_are_removed_and_new_ones_kept(jsonl: Path, tmp_path: Path) -> None:
-    old, new = tmp_path / "s" / ".tmp-1-old", tmp_path / "s" / ".tmp-2-new"
-    for folder in (old, new):
+def test_leftovers_of_others_are_kept(jsonl: Path, tmp_path: Path) -> None:
+    """Which ones are removed is in test_data_ours.py."""
+    folders = [tmp_path / "s" / name for name in (".tmp-1-old", ".work-thesis")]
+    for folder in folders:
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("half")
-    os.utime(old, (time.time() - 10**6, time.time() - 10**6))
+        os.utime(folder, (time.time() - 10**7, time.time() - 10**7))
     made = run(jsonl, tmp_path / "s")
-    assert not old.exists() and new.exists()
+    assert all((folder / "manifest.json").read_text() == "half" for folder in folders)
     assert run(jsonl, tmp_path / "s").folder == made.folder
 
 
@@ -284,8 +285,38 @@ def test_given_splits_never_share_a_text_with_training() -> None:
         ("a", "train"),
         ("b", "val"),
         ("a", "train"),
-        ("b", "test"),
+        ("b", "val"),
     ]
+
+
+def test_a_folder_whose_validation_is_in_training_says_what_was_moved(tmp_path: Path) -> None:
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for name, texts in (
+        ("train", DOCUMENTS[:80]),
+        ("valid", DOCUMENTS[59:90]),
+        ("test", [*DOCUMENTS[85:90], *DOCUMENTS[90:95]]),
+    ):
+        lines = (json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    made = run(folder, tmp_path / "s")
+    assert "21 validation documents that are also in training were moved there" in made.notes
+    assert "5 test documents that are also in validation were moved there" in made.notes
+    assert documents(made, "test") == DOCUMENTS[90:95]
+    assert set(documents(made, "val")) == set(DOCUMENTS[80:90])
+
+
+def test_a_test_that_is_named_is_not_trained_on(tmp_path: Path) -> None:
+    """Also where no file is for validation, which is then drawn from training alone."""
+    folder = tmp_path / "named"
+    folder.mkdir()
+    for name, texts in (("train", DOCUMENTS[:250]), ("test", DOCUMENTS[250:])):
+        lines = (json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    made = run(folder, tmp_path / "s", val_fraction=0.1)
+    assert documents(made, "test") == DOCUMENTS[250:]
+    train, val = documents(made, "train"), documents(made, "val")
+    assert val and sorted([*train, *val]) == sorted(DOCUMENTS[:250])
 
 
 def test_stories_come_with_their_entropy(tmp_path: Path) -> None:

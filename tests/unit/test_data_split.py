@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.preparing.split import assign_documents, cut_document, document_key, keep_apart
+from core.data.preparing.split import (
+    assign_documents,
+    cut_document,
+    document_key,
+    keep_apart,
+    moved_notes,
+)
 
 
 def keys_of(items: list[str], seed: int = 1) -> np.ndarray:
@@ -59,8 +65,26 @@ def test_few_or_huge_documents_must_be_cut() -> None:
 
 
 def test_what_is_also_trained_on_leaves_validation() -> None:
-    keys = np.array([5, 6, 7, 5, 6], np.uint64)
-    assert keep_apart(keys, np.array([0, 1, 1, 2, 2], np.int8)).tolist() == [0, 1, 1, 0, 2]
+    keys = np.array([5, 6, 7, 5, 6, 9, 7, 5], np.uint64)
+    given = np.array([0, 1, 1, 2, 2, 2, 2, 1], np.int8)
+    apart = keep_apart(keys, given)
+    assert apart.tolist() == [0, 1, 1, 0, 1, 2, 1, 0]
+    assert moved_notes(given, apart) == (
+        "1 validation documents that are also in training were moved there",
+        "1 test documents that are also in training were moved there",
+        "2 test documents that are also in validation were moved there",
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=40))
+def test_no_text_is_in_two_splits(pairs: list[tuple[int, int]]) -> None:
+    keys = np.array([key for key, _ in pairs], np.uint64)
+    given = np.array([side for _, side in pairs], np.int8)
+    apart = keep_apart(keys, given).tolist()
+    for key in {key for key, _ in pairs}:
+        sides = {side for (k, _), side in zip(pairs, apart) if k == key}
+        assert sides == {min(side for k, side in pairs if k == key)}
 
 
 @settings(max_examples=60, deadline=None)

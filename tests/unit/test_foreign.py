@@ -439,3 +439,25 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(KeyboardInterrupt):
         bring(tmp_path, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["taken", "train.bin"]
+
+
+def test_documents_of_training_leave_validation_and_test(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    train, val, test = text_ids(100), text_ids(20, 1), text_ids(15, 2)
+    joined(train).astype("<u2").tofile(folder / "train.bin")
+    # The last one is the first of training too, without its end.
+    leaky = np.append(joined([*train[:10], *val]), train[0])
+    leaky.astype("<u2").tofile(folder / "val.bin")
+    joined([*test[:5], *val[:4], *test[5:], *train[50:53]]).astype("<u2").tofile(
+        folder / "test.bin"
+    )
+    manifest = bring(folder, tmp_path / "out")
+    assert documents_of(tmp_path / "out", "train") == [[*d, EOS] for d in train]
+    assert documents_of(tmp_path / "out", "val") == [[*d, EOS] for d in val]
+    assert documents_of(tmp_path / "out", "test") == [[*d, EOS] for d in test]
+    notes = manifest.source.notes
+    assert "11 validation documents that are also in training were left out" in notes
+    assert "3 test documents that are also in training were left out" in notes
+    assert "4 test documents that are also in validation were left out" in notes
+    assert manifest.source.documents == 135

@@ -12,7 +12,7 @@ from core.data.preparing.shard_builder import SHARD_TOKENS
 from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from core.errors import PippinError
 from tools.preparing.looking import show_info
-from tools.preparing.making import count
+from tools.preparing.numbers import seed_number, shard_size
 
 
 def main(argv: list[str]) -> int:
@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--format", choices=FORMATS, help="instead of what the files look like")
     parser.add_argument("--eos-id", type=int, metavar="N", help="the files' end-of-document id")
     parser.add_argument("--val-fraction", type=float, default=0.02, metavar="X", help="(0.02)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the split (1)")
-    parser.add_argument("--tokens-per-shard", type=count, default=SHARD_TOKENS, metavar="N")
+    parser.add_argument("--seed", type=seed_number, default=1, metavar="N", help="of the split (1)")
+    parser.add_argument("--tokens-per-shard", type=shard_size, default=SHARD_TOKENS, metavar="N")
     parser.add_argument("--json", action="store_true", help="the manifest as JSON on stdout")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)

@@ -12,7 +12,7 @@ from core.cli import Parser, make_parser
 from core.data.preparing.split import SPLITS
 from core.data.shards.manifest import Manifest, load_manifest, open_shards
 from core.data.shards.stream import TokenStream
-from core.data.shards.verify import verify_shards
+from core.data.shards.verify import check_sizes, check_tokenizer_file, verify_shards
 from core.data.show import Row, render_rows
 from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from core.errors import PippinError
@@ -25,6 +25,7 @@ def info(argv: list[str]) -> int:
     """Print a manifest."""
     args = _parser("info", "Print what a folder of shards holds.").parse_args(argv)
     manifest = load_manifest(args.folder)
+    check_sizes(args.folder, manifest)
     if args.json:
         print(manifest.text(), end="")
     else:
@@ -74,11 +75,7 @@ def show_info(console: Console, folder: Path, manifest: Manifest) -> None:
 def verify(argv: list[str]) -> int:
     """Read everything and compare sizes and hashes."""
     args = _parser("verify", "Read every file of a folder and compare hashes.").parse_args(argv)
-    manifest = load_manifest(args.folder)
     files, size = verify_shards(args.folder)
-    made = load_tokenizer(args.folder / manifest.tokenizer.file)
-    if made.fingerprint != manifest.tokenizer.fingerprint:
-        raise PippinError("P203", f"the tokenizer in {args.folder} is not the shards'")
     if args.json:
         print(json.dumps({"folder": str(args.folder), "files": files, "bytes": size, "ok": True}))
     else:
@@ -95,8 +92,11 @@ def stats(argv: list[str]) -> int:
     if args.plot is not None and args.plot.suffix.lower() not in _PICTURES:
         parser.error(f"--plot {args.plot} does not end in {', '.join(_PICTURES)}")
     manifest = load_manifest(args.folder)
-    tokenizer = load_tokenizer(args.folder / manifest.tokenizer.file)
-    found = measure(open_shards(args.folder, args.split), tokenizer)
+    tokenizer = _tokenizer_of(args.folder, manifest)
+    stream = open_shards(args.folder, args.split)
+    if stream.num_tokens == 0:
+        raise _empty_split(args.folder, args.split, manifest)
+    found = measure(stream, tokenizer)
     picture = args.plot or Path(f"stats-{args.folder.resolve().name}.png")
     try:
         plot(found, picture, title=f"{args.folder.resolve().name}, {args.split}")
@@ -126,7 +126,7 @@ def show(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     stream = open_shards(args.folder, args.split)
     manifest = load_manifest(args.folder)
-    tokenizer = load_tokenizer(args.folder / manifest.tokenizer.file)
+    tokenizer = _tokenizer_of(args.folder, manifest)
     if args.rows < 1 or args.start < 0 or args.tokens < 1:
         parser.error("--rows and --tokens must be 1 or more, --start 0 or more")
     rows = []
@@ -162,6 +162,22 @@ def show(argv: list[str]) -> int:
         )
     )
     return 0
+
+
+def _tokenizer_of(folder: Path, manifest: Manifest) -> Tokenizer:
+    check_tokenizer_file(folder, manifest)
+    return load_tokenizer(folder / manifest.tokenizer.file)
+
+
+def _empty_split(folder: Path, split: str, manifest: Manifest) -> PippinError:
+    full = [name for name in SPLITS if name in manifest.splits and manifest.splits[name].tokens]
+    return PippinError(
+        "P201",
+        f"the split {split} of {folder} is empty",
+        found="0 tokens",
+        choices=full,
+        remedy=f"--split {full[0]}" if full else "",
+    )
 
 
 def _as_object(row: Row, tokenizer: Tokenizer) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """`prepare_data.py INPUT... --tokenizer T --out FOLDER`: make shards."""
 
 import argparse
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -10,18 +11,30 @@ from rich.console import Console
 from core.cli import Parser, make_parser
 from core.data.chat import ChatSource
 from core.data.preparing.building import BuildOptions, Content
+from core.data.preparing.ours import foreign_names, holds_shards
 from core.data.preparing.prepare import default_workers, make_shards, wanted_source
 from core.data.preparing.request import resolve_tokenizer
 from core.data.preparing.shard_builder import SHARD_TOKENS
 from core.data.reading.chat_formats import content_of, detect_format
 from core.data.reading.sources import ReadOptions, RecordSource, Source, open_source
 from core.data.shards.manifest import MANIFEST, Manifest, SourceInfo, load_manifest
+from core.data.shards.verify import verify_shards
 from core.data.tokenizers.tokenizer import KINDS
 from core.errors import PippinError
 from tools.preparing.looking import show_info
+from tools.preparing.numbers import (
+    check_fractions,
+    check_vocab_size,
+    count,
+    seed_number,
+    shard_size,
+)
 from tools.preparing.progress import Bar
 
 PROG = "tools/prepare_data.py"
+# Records that may come before the first one that is known; more would be read for nothing.
+_LOOKED_AT = 1_000
+_AGAIN = "the same command with --overwrite, which makes them again"
 
 
 def add_reading(parser: Parser, *, required: bool = True) -> None:
@@ -37,7 +50,7 @@ def add_reading(parser: Parser, *, required: bool = True) -> None:
         "--format",
         choices=("auto", "text", "chat"),
         default="auto",
-        help="text, or conversations and preferences; auto looks at the first record",
+        help="text, or conversations and preferences; auto: as the first record (that can be used)",
     )
     parser.add_argument("--config", metavar="NAME", help="configuration of a hub dataset")
     parser.add_argument("--split", metavar="NAME", help="split of a hub dataset")
@@ -53,12 +66,12 @@ def add_reading(parser: Parser, *, required: bool = True) -> None:
     )
 
 
-def count(text: str) -> int:
-    """`1e9`, `2_000_000`, `500` as a number."""
-    value = float(text.replace("_", ""))
-    if not 1 <= value < 2**53 or value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
-    return int(value)
+def add_splitting(parser: Parser) -> None:
+    """Flags that say how much is made, and into what it is divided."""
+    parser.add_argument("--val-fraction", type=float, default=0.02, metavar="X", help="(0.02)")
+    parser.add_argument("--test-fraction", type=float, default=0.02, metavar="X", help="(0.02)")
+    parser.add_argument("--max-tokens", type=count, metavar="N", help="stop there; 1e9 works")
+    parser.add_argument("--tokens-per-shard", type=shard_size, default=SHARD_TOKENS, metavar="N")
 
 
 def open_input(args: argparse.Namespace) -> tuple[Source, Content]:
@@ -78,24 +91,35 @@ def open_input(args: argparse.Namespace) -> tuple[Source, Content]:
     source = open_source(args.inputs, options=options)
     if args.format == "text":
         return source, "text"
-    kind = _format_of(source)
+    chats = args.format == "chat"
+    kind = _format_of(source, chats=chats)
     content = content_of(kind)
     if content == "text":
-        if args.format == "chat":
+        if chats:
             raise PippinError(
                 "P202",
                 f"{source.name} holds no conversations",
-                found=f"the first record looks like {kind or 'none that is known'}",
+                found=f"none of its first {_LOOKED_AT:,} records looks like one",
                 choices=("messages", "prompt + completion", "prompt + chosen + rejected"),
             )
         return source, "text"
-    return ChatSource(source), content
+    return ChatSource(source, content), content
 
 
-def _format_of(source: RecordSource) -> str:
-    """The format of the first record; "" where it is none of chats."""
-    first = next(iter(source.records()), None)
-    return "" if first is None else detect_format(first.fields)
+def _format_of(source: RecordSource, *, chats: bool) -> str:
+    """The format of the first record; "" where it is none of chats.
+
+    Where bad records are left out, the first one that can be used decides; where chats are asked
+    for, the first one that is a chat.
+    """
+    patient = chats or source.options.on_bad_line == "skip"
+    for record in itertools.islice(source.records(), _LOOKED_AT if patient else 1):
+        found = detect_format(record.fields)
+        if found and not (chats and content_of(found) == "text"):
+            return found
+        if not chats and isinstance(record.fields.get(source.options.text_field), str):
+            return "text"
+    return ""
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -107,20 +131,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokenizer", required=True, metavar="PATH", help=f"a file, or {KINDS}")
     parser.add_argument("--vocab-size", type=count, metavar="N", help="for a tokenizer to train")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="shards/NAME")
-    parser.add_argument("--val-fraction", type=float, default=0.02, metavar="X", help="(0.02)")
-    parser.add_argument("--test-fraction", type=float, default=0.02, metavar="X", help="(0.02)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the split (1)")
-    parser.add_argument("--max-tokens", type=count, metavar="N", help="stop there; 1e9 works")
-    parser.add_argument("--tokens-per-shard", type=count, default=SHARD_TOKENS, metavar="N")
+    add_splitting(parser)
+    parser.add_argument("--seed", type=seed_number, default=1, metavar="N", help="of the split (1)")
     parser.add_argument("--workers", type=count, metavar="N", help="processes (one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--quiet", action="store_true", help="only errors")
     parser.add_argument("--json", action="store_true", help="the manifest as JSON on stdout")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
-    for name in ("val_fraction", "test_fraction"):
-        if not 0 <= getattr(args, name) < 0.5:
-            parser.error(f"--{name.replace('_', '-')} must be 0 or more and below 0.5")
+    check_fractions(parser, args.val_fraction, args.test_fraction)
+    check_vocab_size(parser, args.tokenizer, args.vocab_size)
     return args
 
 
@@ -140,12 +160,13 @@ def main(argv: list[str]) -> int:
         wanted = wanted.model_copy(
             update={"fingerprint": f"{wanted.fingerprint} max_tokens={args.max_tokens}"}
         )
-    held = _held(args.out)
+    held = _held(args.out, overwrite=args.overwrite)
     if held is not None and not args.overwrite:
         differs = _differences(held, wanted, args.tokens_per_shard)
         if not request.met_by(held.tokenizer):
             differs.append(f"the tokenizer: there {held.tokenizer.requested}, asked {request.text}")
         if not differs:
+            _require_whole(args.out)
             console.print(f" shards     {args.out} holds exactly this already")
             return _told(console, args, args.out, held)
         raise PippinError(
@@ -212,15 +233,44 @@ def _differences(held: Manifest, wanted: SourceInfo, shard_tokens: int) -> list[
     return found
 
 
-def _held(folder: Path) -> Manifest | None:
-    """What is in the folder already, if shards."""
-    if (folder / MANIFEST).is_file():
-        return load_manifest(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PippinError(
-            "P311",
-            f"{folder} exists and holds no shards",
-            remedy="another --out",
-            kept="Nothing was changed.",
-        )
-    return None
+def _require_whole(folder: Path) -> None:
+    """Raise P203 where what the folder holds is damaged."""
+    try:
+        verify_shards(folder)
+    except PippinError as error:
+        error.remedy, error.kept = _AGAIN, "Nothing was changed."
+        raise
+
+
+def _held(folder: Path, *, overwrite: bool) -> Manifest | None:
+    """What is in the folder already, if shards; None also for damaged ones that are to be replaced.
+
+    Raises:
+        PippinError: P311 for a folder of others, or to be replaced with files of others in it, P203
+            for shards whose manifest cannot be read.
+    """
+    if not (folder / MANIFEST).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise _not_ours(folder, "holds no shards", "another --out")
+        return None
+    held = None
+    try:
+        held = load_manifest(folder)
+    except PippinError as error:
+        if not holds_shards(folder):
+            found = f"holds a {MANIFEST} and no shards"
+            raise _not_ours(folder, found, "another --out") from error
+        if not overwrite:
+            error.remedy, error.kept = _AGAIN, "Nothing was changed."
+            raise
+    foreign = foreign_names(folder) if overwrite else ()
+    if foreign:
+        names = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        remedy = "move it elsewhere, or another --out"
+        raise _not_ours(folder, f"holds what is no part of shards: {names}", remedy)
+    return held
+
+
+def _not_ours(folder: Path, holds: str, remedy: str) -> PippinError:
+    kept = "Nothing was changed."
+    return PippinError("P311", f"{folder} exists and {holds}", remedy=remedy, kept=kept)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,9 @@ from core.cli import make_parser
 from core.config.load import load
 from core.data.preparing.building import ids_dtype
 from core.data.preparing.request import resolve_tokenizer
-from core.data.preparing.shard_builder import SHARD_TOKENS
-from core.data.reading.sources import Source
-from core.data.tokenizers.training import train_tokenizer
-from tools.preparing.making import add_reading, count, open_input
-
-_SAMPLE_BYTES = 4_000_000
+from tools.preparing.estimating import Limits, estimate, split_shares
+from tools.preparing.making import add_reading, add_splitting, open_input
+from tools.preparing.numbers import check_fractions, check_vocab_size, count
 
 
 def main(argv: list[str]) -> int:
@@ -26,13 +24,15 @@ def main(argv: list[str]) -> int:
     add_reading(parser, required=False)
     parser.add_argument("--tokenizer", default="auto", metavar="PATH", help="(auto)")
     parser.add_argument("--vocab-size", type=count, metavar="N")
-    parser.add_argument("--tokens-per-shard", type=count, default=SHARD_TOKENS, metavar="N")
+    add_splitting(parser)
     parser.add_argument("--for", dest="run", metavar="CONFIG", help="a config of train.py")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     if not args.inputs and not args.run:
         parser.error("an input, --for CONFIG, or both are needed")
+    check_fractions(parser, args.val_fraction, args.test_fraction)
+    check_vocab_size(parser, args.tokenizer, args.vocab_size)
     found: dict[str, Any] = {}
     if args.inputs:
         found["text"] = _estimate(args)
@@ -49,24 +49,13 @@ def _estimate(args: argparse.Namespace) -> dict[str, Any]:
     """Tokens, shards and bytes of the input, from its first megabytes."""
     source, content = open_input(args)
     request = resolve_tokenizer(source, args.tokenizer, args.vocab_size)
-    texts, whole = _sample(source)
-    sample_bytes = sum(len(text.encode()) for text in texts)
-    tokenizer = request.given or train_tokenizer(request.kind, texts, request.vocab_size)
-    tokens = sum(len(ids) + 1 for ids in tokenizer.encode_batch(texts))
-    total_bytes = sample_bytes if whole else max(source.num_bytes, sample_bytes)
-    scale = total_bytes / max(1, sample_bytes)
-    all_tokens = round(tokens * scale)
-    return {
-        "text_bytes": total_bytes,
-        "sample_bytes": sample_bytes,
-        "estimated": not whole,
-        "tokenizer": f"{tokenizer.kind} {tokenizer.vocab_size}",
-        "bytes_per_token": sample_bytes / max(1, tokens),
-        "tokens": all_tokens,
-        "shards": math.ceil(all_tokens / args.tokens_per_shard),
-        "disk_bytes": all_tokens * (_id_bytes(tokenizer.vocab_size) + (content != "text"))
-        + 8 * round(len(texts) * scale),
-    }
+    limits = Limits(
+        num_documents=args.num_documents,
+        max_tokens=args.max_tokens,
+        shares=split_shares(source, args.val_fraction, args.test_fraction),
+        shard_tokens=args.tokens_per_shard,
+    )
+    return asdict(estimate(source, content, request, limits))
 
 
 def _id_bytes(vocab_size: int) -> int:
@@ -78,6 +67,7 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     text, run = found.get("text"), found.get("run")
     if text:
         about = "about " if text["estimated"] else ""
+        about = "at least " if text["at_least"] else about
         console.print(f" text       {about}{text['text_bytes'] / 1e6:,.1f} MB")
         console.print(
             f" tokenizer  {text['tokenizer']}, {text['bytes_per_token']:.2f} bytes per token "
@@ -98,21 +88,6 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
     console.print(
         f"            fresh ones would be {run['shards']:,} shards, {run['disk_bytes'] / 1e6:,.1f} MB"
     )
-
-
-def _sample(source: Source) -> tuple[list[str], bool]:
-    """The first megabytes, and whether they are all."""
-    texts: list[str] = []
-    size = 0
-    for document in source.documents():
-        if size >= _SAMPLE_BYTES:
-            return texts, False
-        part = document.text[: _SAMPLE_BYTES - size]
-        texts.append(part)
-        size += len(part.encode())
-        if len(part) < len(document.text):
-            return texts, False
-    return texts, True
 
 
 def _needs(name: str, tokens: int | None, shard_tokens: int) -> dict[str, Any]:

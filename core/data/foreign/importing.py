@@ -7,9 +7,6 @@ not grow with them, and the folder gets its name only when it is complete.
 
 import errno
 import hashlib
-import os
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +18,9 @@ from numpy.typing import NDArray
 
 from core.data.foreign.formats import Foreign, TokenArrays, read_foreign
 from core.data.preparing.building import ids_dtype, write_manifest
+from core.data.preparing.ours import LOCK, private_folder, remove_stale
 from core.data.preparing.shard_builder import SHARD_TOKENS, SplitBuilder, not_writable
-from core.data.preparing.split import SPLITS, Split, assign_documents
+from core.data.preparing.split import SPLITS, Split, assign_documents, keep_apart, moved_notes
 from core.data.shards.manifest import (
     Manifest,
     SourceInfo,
@@ -58,6 +56,15 @@ class _Documents:
     stops: Int64
     add_eos: bool = False
 
+    def chosen(self, kept: NDArray[np.bool_]) -> "_Documents":
+        """Those of a mask `[D]`; the last one may lack its end still."""
+        last = self.add_eos and len(kept) > 0 and bool(kept[-1])
+        return _Documents(self.starts[kept], self.stops[kept], add_eos=last)
+
+
+# The documents of each split, by the files that they lie in.
+_Spans = dict[Split, list[tuple[TokenStream, _Documents]]]
+
 
 def import_foreign(
     path: Path,
@@ -75,6 +82,7 @@ def import_foreign(
 
     Splits are taken from the files' names; where these name no validation, it is drawn from the
     training documents, equal ones on one side, or cut from the documents' ends where they are few.
+    Where they name one, documents that are also in training are left out of it, and said to be.
 
     Args:
         path: A file or folder; see `foreign_formats.FORMATS`.
@@ -103,16 +111,19 @@ def import_foreign(
         )
     with _new_folder(out) as folder:
         notes = list(foreign.notes)
-        spans: dict[Split, list[tuple[TokenStream, _Documents]]] = {split: [] for split in SPLITS}
+        spans: _Spans = {split: [] for split in SPLITS}
         for split, arrays in foreign.splits.items():
             stream = TokenStream(arrays.parts, vocab_size=tokenizer.vocab_size, text_bytes=0)
             documents, found = _scan(stream, arrays, foreign, eos, split)
             notes += found
             spans[split].append((stream, documents))
+        if spans["val"] or spans["test"]:
+            spans, left_out = _apart(spans, eos, seed)
+            notes += left_out
         whole = True
         if not spans["val"] and spans["train"] and val_fraction > 0:
             stream, documents = spans["train"][0]
-            train, val, whole = _draw(stream, documents, val_fraction, seed)
+            train, val, whole = _draw(stream, documents, val_fraction, seed, eos)
             spans["train"], spans["val"] = [(stream, train)], [(stream, val)]
         count = sum(len(d.starts) for kept in spans.values() for _, d in kept)
         total = sum(arrays.num_tokens for arrays in foreign.splits.values())
@@ -188,22 +199,39 @@ def _pieces(stream: TokenStream, start: int, stop: int) -> Iterator[tuple[int, N
         yield at, stream.tokens(at, min(at + PIECE_TOKENS, stop))
 
 
+def _apart(spans: _Spans, eos: int, seed: int) -> tuple[_Spans, tuple[str, ...]]:
+    """Leave out of validation and test what is in a split before them; also what is to be said."""
+    keys = {
+        split: [_keys(stream, documents, eos, seed) for stream, documents in kept]
+        for split, kept in spans.items()
+    }
+    order = [(split, i) for split in SPLITS for i in range(len(spans[split]))]
+    joined = np.concatenate([keys[split][i] for split, i in order])
+    sizes = [len(keys[split][i]) for split, i in order]
+    given = np.repeat(np.array([SPLITS.index(split) for split, _ in order], np.int8), sizes)
+    apart = keep_apart(joined, given)
+    result: _Spans = {split: [] for split in SPLITS}
+    for (split, i), kept in zip(order, np.split(apart == given, np.cumsum(sizes)[:-1])):
+        stream, documents = spans[split][i]
+        result[split].append((stream, documents.chosen(kept)))
+    return result, moved_notes(given, apart, "left out")
+
+
+def _keys(stream: TokenStream, documents: _Documents, eos: int, seed: int) -> NDArray[np.uint64]:
+    places = zip(documents.starts.tolist(), documents.stops.tolist())
+    return np.array([_key(stream, a, b, seed, eos) for a, b in places], np.uint64)
+
+
 def _draw(
-    stream: TokenStream, documents: _Documents, val_fraction: float, seed: int
+    stream: TokenStream, documents: _Documents, val_fraction: float, seed: int, eos: int
 ) -> tuple[_Documents, _Documents, bool]:
     """Documents for training and for validation, and whether they are whole."""
     starts, stops, last = documents.starts, documents.stops, documents.add_eos
-    keys = np.array(
-        [_key(stream, a, b, seed) for a, b in zip(starts.tolist(), stops.tolist())], np.uint64
-    )
+    keys = _keys(stream, documents, eos, seed)
     split = assign_documents(keys, stops - starts, val_fraction, 0.0)
     if split is not None:
         val = split == SPLITS.index("val")
-        return (
-            _Documents(starts[~val], stops[~val], add_eos=last and not val[-1]),
-            _Documents(starts[val], stops[val], add_eos=last and bool(val[-1])),
-            True,
-        )
+        return documents.chosen(~val), documents.chosen(val), True
     cuts = starts + np.maximum(1, np.round((stops - starts) * (1 - val_fraction))).astype(np.int64)
     left = cuts < stops
     return (
@@ -213,11 +241,15 @@ def _draw(
     )
 
 
-def _key(stream: TokenStream, start: int, stop: int, seed: int) -> int:
-    """As `split.document_key`, of the ids as uint32, in pieces."""
+def _key(stream: TokenStream, start: int, stop: int, seed: int, eos: int) -> int:
+    """As `split.document_key`, of the ids as uint32 and the end of the document, in pieces."""
     digest = hashlib.blake2b(digest_size=8, key=seed.to_bytes(8, "little", signed=True))
+    last = -1
     for _, ids in _pieces(stream, start, stop):
         digest.update(ids.astype("<u4").tobytes())
+        last = int(ids[-1])
+    if last != eos:  # the last document of a file may lack it, and be the same text
+        digest.update(np.array([eos], "<u4").tobytes())
     return int.from_bytes(digest.digest(), "little")
 
 
@@ -233,7 +265,7 @@ def _fingerprint(foreign: Foreign, eos: int, tokenizer: Tokenizer) -> str:
 
 def _write(
     folder: Path,
-    spans: dict[Split, list[tuple[TokenStream, _Documents]]],
+    spans: _Spans,
     tokenizer: Tokenizer,
     eos: int,
     source: SourceInfo,
@@ -291,12 +323,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists():
         raise _name_taken(folder)
-    partial = folder.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise not_writable(partial, error) from error
-    try:
+    remove_stale(folder.parent)
+    with private_folder(folder) as partial:
         yield partial
         flush_folder(partial)
         try:
@@ -305,9 +333,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise _name_taken(folder) from error
             raise not_writable(folder, error) from error
+        (folder / LOCK).unlink(missing_ok=True)
         flush_folder(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _name_taken(folder: Path) -> PippinError:

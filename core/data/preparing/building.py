@@ -5,22 +5,29 @@ The folder grows under a temporary name. Every few seconds everything written is
 name by one rename.
 """
 
+import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from core.data.preparing.encoding import Block, Encoded, cut_blocks, encode_in_order, select
+from core.data.preparing.ours import (
+    LOCK,
+    PROGRESS,
+    lock_folder,
+    private_folder,
+    remove_folder,
+    remove_stale,
+)
 from core.data.preparing.scan import Item
 from core.data.preparing.shard_builder import (
     SHARD_TOKENS,
@@ -43,10 +50,7 @@ from core.data.tokenizers.tokenizer import Tokenizer
 from core.durable import flush_folder
 from core.errors import PippinError
 
-PROGRESS = "progress.json"
 SYNC_S = 5.0
-_STALE_S = 24 * 3600
-_STALE_WORK_S = 14 * 24 * 3600
 
 Content = Literal["text", "chat", "preference"]
 
@@ -89,50 +93,20 @@ def work_folder(target: Path, key: str) -> Iterator[Path]:
     Raises:
         PippinError: P312 where it cannot be made.
     """
-    _remove_stale(target.parent)
+    remove_stale(target.parent)
     folder = target.parent / f".work-{target.name}-{key[:12]}"
-    lock = _lock(folder)
+    lock = lock_folder(folder)
     if lock is None:
-        private = target.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
-        try:
-            private.mkdir()
-        except OSError as error:
-            raise not_writable(private, error) from error
-        try:
+        with private_folder(target) as private:
             yield private
-        finally:
-            shutil.rmtree(private, ignore_errors=True)
         return
     with lock:
         try:
             yield folder
         except BaseException:
             if not (folder / PROGRESS).exists():  # nothing to go on from
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
             raise
-
-
-def _lock(folder: Path) -> BinaryIO | None:
-    """The lock of a folder, made where it is not there; None while another process holds it."""
-    path = folder / ".lock"
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = path.open("wb")
-        except OSError as error:
-            raise not_writable(folder, error) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            return None
-        try:
-            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-        except OSError:
-            pass
-        # Whoever held it has just given the folder its name, and the lock went with it.
-        lock.close()
 
 
 def publish(folder: Path, target: Path, *, replace: bool = False) -> Path:
@@ -141,28 +115,36 @@ def publish(folder: Path, target: Path, *, replace: bool = False) -> Path:
     Args:
         folder: A finished folder.
         target: Its name.
-        replace: Remove what stands there.
+        replace: Remove the shards that stand there; files of others are kept beside it.
     """
     flush_folder(folder)
     old = target.parent / f".tmp-old-{os.getpid()}-{secrets.token_hex(4)}"
+    held = None
     try:
         if replace and target.exists():
             target.rename(old)
+            if not old.is_symlink():
+                with contextlib.suppress(PippinError):
+                    held = lock_folder(old)  # its mark: a kill leaves nothing for ever
         folder.rename(target)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise not_writable(target, error) from error
         load_manifest(target)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         return target
     finally:
-        if old.exists():
+        if old.exists() or old.is_symlink():
             if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
+                remove_folder(old)
             else:  # the new folder did not get its name: what was there stays
+                if held is not None:
+                    (old / LOCK).unlink(missing_ok=True)
                 old.rename(target)
+        if held is not None:
+            held.close()
     # Not before: without the lock another process would begin to build in the folder.
-    for name in (PROGRESS, ".lock"):
+    for name in (PROGRESS, LOCK):
         (target / name).unlink(missing_ok=True)
     flush_folder(target.parent)
     return target
@@ -184,7 +166,7 @@ def build(
         folder: From `work_folder`.
         items: The text with its splits, always the same.
         tokenizer: The tokenizer.
-        source: For the manifest; `documents` is counted where it is 0.
+        source: For the manifest; `documents` is counted where it is 0, its notes come first.
         requested: The request for the tokenizer, for the manifest.
         options: How.
         notes: What was left out of the text, asked for when all of it has been read.
@@ -212,7 +194,8 @@ def build(
         for builder in builders.values():
             builder.close()
     counted = sum(info.documents for info in splits.values())
-    source = source.model_copy(update={"documents": source.documents or counted, "notes": notes()})
+    said = (*source.notes, *notes())
+    source = source.model_copy(update={"documents": source.documents or counted, "notes": said})
     max_id = max(builder.max_id for builder in builders.values())
     return write_manifest(folder, tokenizer, source, splits, requested, max_id, options.content)
 
@@ -366,15 +349,3 @@ def _write_progress(folder: Path, state: dict[str, Any]) -> None:
     partial = folder / f"{PROGRESS}.tmp"
     write_durably(partial, json.dumps(state).encode())
     partial.replace(folder / PROGRESS)
-
-
-def _remove_stale(shards_dir: Path) -> None:
-    """Remove what killed processes left behind and nobody went on with."""
-    for pattern, age in ((".tmp-*", _STALE_S), (".work-*", _STALE_WORK_S)):
-        for path in shards_dir.glob(pattern):
-            try:
-                old = time.time() - path.stat().st_mtime > age
-            except OSError:
-                continue
-            if old:
-                shutil.rmtree(path, ignore_errors=True)

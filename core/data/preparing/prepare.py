@@ -286,7 +286,11 @@ def make_shards(
 
     started = time.monotonic()
     info = wanted.model_copy(
-        update={"documents": scan.documents or 0, "whole_documents": scan.whole_documents}
+        update={
+            "documents": scan.documents or 0,
+            "whole_documents": scan.whole_documents,
+            "notes": scan.notes,
+        }
     )
     key = hashlib.sha256(
         json.dumps(

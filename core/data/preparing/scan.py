@@ -17,6 +17,7 @@ from core.data.preparing.split import (
     cut_document,
     document_key,
     keep_apart,
+    moved_notes,
     split_by_key,
 )
 from core.data.reading.example import Segment
@@ -41,6 +42,7 @@ class Scan:
         points: bool `[0x110000]`, whether a code point is in use; None where nobody asked.
         split: int8 `[n]`, index into `SPLITS`; None where documents are cut, or split by key.
         by_key: Whether each document goes where its key says.
+        notes: What was done to the splits that the source gives, in words.
     """
 
     documents: int | None
@@ -49,6 +51,7 @@ class Scan:
     points: NDArray[np.bool_] | None
     split: NDArray[np.int8] | None
     by_key: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def whole_documents(self) -> bool:
@@ -84,7 +87,9 @@ def scan_source(source: Source, wanted: SourceInfo, *, characters: bool = False)
     keys, sizes, given = array("Q"), array("q"), array("b")
     points = np.zeros(0x110000, dtype=bool) if characters else None
     documents = total = content = 0
+    chats = False
     for document in source.documents():
+        chats = chats or document.segments is not None
         size = _size(document)
         key = _key(document, wanted.seed)
         documents, total, content = documents + 1, total + size, _mix(content, key)
@@ -101,16 +106,62 @@ def scan_source(source: Source, wanted: SourceInfo, *, characters: bool = False)
             found=f"0 documents with text of {source.num_bytes:,} bytes\n"
             + "\n".join(source.notes()),
         )
+    given_array = np.frombuffer(given, np.int8)
+    notes: tuple[str, ...] = ()
     if documents > MAX_SCANNED:
-        return Scan(documents, total, content, points, None, by_key=True)
+        if (given_array >= 0).any():
+            notes = (
+                f"above {MAX_SCANNED:,} documents equal ones in two splits are not looked for",
+            )
+        return Scan(documents, total, content, points, None, by_key=True, notes=notes)
     key_array = np.frombuffer(keys, np.uint64)
-    size_array, given_array = np.frombuffer(sizes, np.int64), np.frombuffer(given, np.int8)
-    if given_array.min() >= 0 and (given_array == 1).any():
-        split: NDArray[np.int8] | None = keep_apart(key_array, given_array)
-    else:
-        split = assign_documents(key_array, size_array, wanted.val_fraction, wanted.test_fraction)
-    chats = split is None and _has_segments(source)
-    return Scan(documents, total, content, points, split, by_key=chats)
+    size_array = np.frombuffer(sizes, np.int64)
+    split, notes = _divided(key_array, size_array, given_array, wanted, chats=chats)
+    by_key = chats and split is None
+    return Scan(documents, total, content, points, split, by_key=by_key, notes=notes)
+
+
+def _divided(
+    keys: NDArray[np.uint64],
+    sizes: NDArray[np.int64],
+    given: NDArray[np.int8],
+    wanted: SourceInfo,
+    *,
+    chats: bool,
+) -> tuple[NDArray[np.int8] | None, tuple[str, ...]]:
+    """Splits of whole documents, int8 `[n]`, where there are enough; and what is to be said."""
+    notes: tuple[str, ...] = ()
+    if given.min() >= 0 and given.max() > 0:
+        apart = keep_apart(keys, given)
+        split = _with_validation(keys, sizes, apart, wanted)
+        if split is None and chats:  # which are never cut
+            split = apart
+        if split is not None:
+            return split, moved_notes(given, apart)
+        notes = ("the documents named as a test were divided anew: too few for a validation",)
+    return assign_documents(keys, sizes, wanted.val_fraction, wanted.test_fraction), notes
+
+
+def _with_validation(
+    keys: NDArray[np.uint64],
+    sizes: NDArray[np.int64],
+    given: NDArray[np.int8],
+    wanted: SourceInfo,
+) -> NDArray[np.int8] | None:
+    """Splits that a source gives; where none is for validation, it is drawn from training.
+
+    Returns:
+        int8 `[n]`, index into `SPLITS`; None where training has too few documents for that.
+    """
+    if (given == 1).any() or wanted.val_fraction <= 0:
+        return given
+    train = given == 0
+    drawn = assign_documents(keys[train], sizes[train], wanted.val_fraction, 0.0)
+    if drawn is None:
+        return None
+    split: NDArray[np.int8] = given.copy()
+    split[train] = drawn
+    return split
 
 
 def split_items(source: Source, wanted: SourceInfo, scan: Scan) -> Iterator[Item]:
@@ -150,11 +201,6 @@ def _size(document: Document) -> int:
 
 def _mix(content: int, key: int) -> int:
     return (content * 0x100000001B3 + key) & ((1 << 64) - 1)
-
-
-def _has_segments(source: Source) -> bool:
-    first = next(iter(source.documents()), None)
-    return first is not None and first.segments is not None
 
 
 def _changed(wanted: SourceInfo) -> PippinError:

@@ -70,14 +70,36 @@ def split_by_key(key: int, val_fraction: float, test_fraction: float) -> int:
 
 
 def keep_apart(keys: NDArray[np.uint64], split: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Move what is also in the training split there, so that no text is on both sides.
+    """Move what is in two splits to the first of train, val and test, so that no text is on two sides.
 
     Args:
         keys: uint64 `[n]`, from `document_key`.
         split: int8 `[n]`, index into `SPLITS`.
     """
     trained = np.isin(keys, keys[split == 0])
-    return np.where(trained, np.int8(0), split)
+    apart = np.where(trained, np.int8(0), split)
+    validated = np.isin(keys, keys[apart == 1])
+    return np.where((apart == 2) & validated, np.int8(1), apart)
+
+
+def moved_notes(
+    given: NDArray[np.int8], apart: NDArray[np.int8], done: str = "moved there"
+) -> tuple[str, ...]:
+    """What `keep_apart` moved, in words.
+
+    Args:
+        given: int8 `[n]`, the splits as they were.
+        apart: int8 `[n]`, those that `keep_apart` gave.
+        done: What became of the documents.
+    """
+    names = ("training", "validation", "test")
+    pairs = ((1, 0), (2, 0), (2, 1))
+    counts = [(old, new, int(((given == old) & (apart == new)).sum())) for old, new in pairs]
+    return tuple(
+        f"{count:,} {names[old]} documents that are also in {names[new]} were {done}"
+        for old, new, count in counts
+        if count
+    )
 
 
 def cut_document(text: str, val_fraction: float, test_fraction: float) -> tuple[str, str, str]:

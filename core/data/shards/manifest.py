@@ -8,6 +8,7 @@ under a memory map would be a bus error, and a flipped bit would be trained on.
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -178,8 +179,9 @@ def load_manifest(folder: Path) -> Manifest:
         raise PippinError(
             "P203",
             f"there are no shards in {folder}",
-            found=f"{MANIFEST} is missing" if folder.is_dir() else "there is no such folder",
-            remedy=f"python tools/prepare_data.py INPUT --tokenizer bpe --out {folder}",
+            found=_why_no_manifest(folder),
+            remedy="python tools/prepare_data.py INPUT --tokenizer bpe --out "
+            + ("FOLDER" if folder.is_file() else shlex.quote(str(folder))),
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -195,6 +197,12 @@ def load_manifest(folder: Path) -> Manifest:
         if not is_safe_name(name):
             raise _damaged(folder, f"{MANIFEST} names the file {name!r}")
     return manifest
+
+
+def _why_no_manifest(folder: Path) -> str:
+    if folder.is_dir():
+        return f"{MANIFEST} is missing"
+    return "it is a file, not a folder" if folder.exists() else "there is no such folder"
 
 
 def is_current(path: Path) -> bool:

@@ -136,12 +136,21 @@ def test_remedies_are_in_the_words_of_each_command(tool: Any, capsys: Any) -> No
     assert "try: data.text_field=body; or leave out what is bad with data.on_bad_line=skip" in said
 
 
-def test_chats_given_to_training_are_to_be_prepared(tool: Any, capsys: Any) -> None:
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    Path("chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 60)
-    args = ("--input_file", "chat.jsonl", "--backend", "cpu", *TINY, "--dry-run")
-    assert train_here(*args) == 2
-    assert "tools/prepare_data.py INPUT" in capsys.readouterr().err
+def test_chats_given_to_training_are_prepared(tool: Any, capsys: Any) -> None:
+    """A folder as mlx-lm has it, unchanged."""
+    for name, count in (("train", 60), ("valid", 9)):
+        Path("chats").mkdir(exist_ok=True)
+        turns = [
+            [{"role": "user", "content": f"{name} {i}?"}, {"role": "assistant", "content": "!"}]
+            for i in range(count)
+        ]
+        lines = "".join(json.dumps({"messages": one}) + "\n" for one in turns)
+        Path("chats", f"{name}.jsonl").write_text(lines)
+    args = ("--input_file", "chats", "--backend", "cpu", *TINY, "--dry-run")
+    assert train_here(*args) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+    (folder,) = Path("shards").glob("chats-*")
+    assert json.loads((folder / "manifest.json").read_text())["content"] == "chat"
 
 
 def test_training_leaves_out_bad_lines_where_asked(tool: Any, capsys: Any) -> None:

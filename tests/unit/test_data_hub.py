@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.data.reading import hub
 from core.data.reading.hub import HubSource
 from core.data.reading.sources import ReadOptions, open_source
 from core.errors import PippinError
@@ -129,6 +130,79 @@ def plain(tmp_path: Path) -> Path:
         lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     return folder
+
+
+def _listed(folder: Path, path: str) -> Path:
+    """A dataset whose README.md names one file for training."""
+    folder.mkdir(exist_ok=True)
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
+    (folder / "README.md").write_text(f"{card}    path: {path}\n---\n")
+    return folder
+
+
+@pytest.mark.parametrize("way", ["relative", "absolute", "folder", "link"])
+def test_a_folder_reads_nothing_outside_itself(way: str, tmp_path: Path) -> None:
+    outside = tmp_path / "secrets" / "secret.jsonl"
+    outside.parent.mkdir()
+    outside.write_text('{"text": "mine"}\n')
+    paths = {
+        "relative": "../secrets/secret.jsonl",
+        "absolute": str(outside),
+        "folder": "in/*.jsonl",
+    }
+    folder = _listed(tmp_path / "set", paths.get(way, "train.jsonl"))
+    if way == "link":
+        (folder / "train.jsonl").symlink_to(outside)
+    if way == "folder":
+        (folder / "in").symlink_to(outside.parent)
+    error = refused(folder)
+    assert error.code == "P201" and "not below that folder" in error.what
+    assert str(outside) in error.what and str(outside) in error.remedy
+    with pytest.raises(PippinError, match="not below"):
+        _ = open_source(f"hf:{folder}").fingerprint
+
+
+def test_an_address_is_not_below_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(PippinError, match=r"not below that folder: https://example.org/a.jsonl"):
+        hub._check_inside(["https://example.org/a.jsonl"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cache", "blobs", "fine"),
+    [
+        ("datasets--me--set", "datasets--me--set", True),
+        ("datasets--me--set", "datasets--me--other", False),
+        ("backup", "backup", False),
+    ],
+)
+def test_a_cache_of_the_hub_links_into_its_own_blobs(
+    cache: str, blobs: str, fine: bool, tmp_path: Path
+) -> None:
+    blob = tmp_path / blobs / "blobs" / "0123"
+    blob.parent.mkdir(parents=True)
+    blob.write_text('{"text": "kept"}\n')
+    (tmp_path / cache / "snapshots").mkdir(parents=True)
+    folder = _listed(tmp_path / cache / "snapshots" / "abc", "train.jsonl")
+    (folder / "train.jsonl").symlink_to(blob)
+    if not fine:
+        assert "not below that folder" in refused(folder).what
+        return
+    assert read(folder) == ["kept"]
+    before = open_source(f"hf:{folder}").fingerprint
+    blob.write_text('{"text": "more"}\n')
+    assert open_source(f"hf:{folder}").fingerprint != before
+
+
+def test_the_fingerprint_is_of_what_is_read(tmp_path: Path) -> None:
+    """Also where a walk through the folder would leave it out."""
+    folder = _listed(tmp_path / "set", ".kept/train.jsonl")
+    (folder / ".kept").mkdir()
+    file = folder / ".kept" / "train.jsonl"
+    file.write_text('{"text": "one"}\n')
+    assert read(folder) == ["one"]
+    before = open_source(f"hf:{folder}").fingerprint
+    file.write_text('{"text": "two"}\n')
+    assert open_source(f"hf:{folder}").fingerprint != before
 
 
 def test_splits_by_file_names(plain: Path) -> None:

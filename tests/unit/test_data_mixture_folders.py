@@ -203,8 +203,10 @@ def test_folders_of_a_mixture_are_checked(tmp_path: Path) -> None:
     assert other.content_sha256 != mixture.content_sha256
     single = open_mixture([MixtureItem(str(folders[0]), 5)])
     assert single.content_sha256 == load_manifest(folders[0]).content_sha256()
-    with pytest.raises(PippinError, match="too short"):
+    with pytest.raises(PippinError, match="too short") as error:
         mixture.train_parts("packed", 5000, seed=1)
+    fits = int(error.value.remedy.removeprefix("data.seq_len=").partition(",")[0])
+    assert mixture.train_parts("packed", fits, seed=1) and mixture.eval_parts("packed", fits, 1)
     with pytest.raises(PippinError) as error:
         open_mixture([MixtureItem(str(folders[0])), MixtureItem("0", 1)], tmp_path)
     assert error.value.code == "P010" and "twice" in error.value.what

@@ -5,6 +5,8 @@ Run: pytest tests/unit/test_data_prepare.py
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -19,10 +21,11 @@ from core.data.preparing.prepare import Prepared, prepare
 from core.data.preparing.scan import scan_source, split_items
 from core.data.preparing.split import SPLITS, Split
 from core.data.reading.sources import Document
-from core.data.shards.manifest import SourceInfo, document_offsets, open_shards
+from core.data.shards.manifest import SourceInfo, document_offsets, load_manifest, open_shards
 from core.data.tokenizers.training import train_tokenizer
 from core.errors import PippinError
 from core.paths import PROJECT_ROOT
+from tools import prepare_data
 
 DOCUMENTS = [
     f"Document {i}: {'abcdefghij'[i % 10] * (i % 13 + 3)} \u00e9\r\n end" for i in range(300)
@@ -159,11 +162,152 @@ def test_val_too_short_names_both_numbers_and_what_helps(jsonl: Path, tmp_path: 
         run(jsonl, tmp_path / "s", seq_len=512)
     assert error.value.code == "P201"
     assert "val split" in error.value.what
+    assert not list((tmp_path / "s").iterdir())  # nothing was published, and no work is kept
     tokens = run(jsonl, tmp_path / "s").manifest.splits["val"].tokens
-    assert f"{tokens:,} tokens" in error.value.found and "513" in error.value.found
+    assert f"val: {tokens:,} tokens" in error.value.found and "513" in error.value.found
     key, _, value = error.value.remedy.partition("=")
     assert key == "data.val_fraction"
     assert run(jsonl, tmp_path / "s", seq_len=512, val_fraction=float(value))
+
+
+def amended(remedy: str, **given: Any) -> dict[str, Any]:
+    """The settings with what a remedy says."""
+    key, _, value = remedy.removeprefix("data.").partition("=")
+    return {**given, key: float(value) if "fraction" in key else int(value)}
+
+
+@pytest.mark.parametrize("num_chars", [400, 700, 1_000, 3_000, 9_000])
+@pytest.mark.parametrize("seq_len", [16, 100, 300])
+def test_what_helps_a_short_text_helps_it(num_chars: int, seq_len: int, tmp_path: Path) -> None:
+    """At the first try, whichever split is short."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{i} apples\n" for i in range(num_chars))[:num_chars])
+    settings: dict[str, Any] = {"seq_len": seq_len}
+    try:
+        run(path, tmp_path / "s", **settings)
+    except PippinError as error:
+        if error.remedy.startswith("data."):
+            run(path, tmp_path / "s", **amended(error.remedy, **settings))
+            return
+        assert "more text: about" in error.remedy
+        wanted = 1_000 * float(error.remedy.split("about ")[1].split(" kB")[0].replace(",", ""))
+        path.write_text("".join(f"{i} apples\n" for i in range(int(wanted)))[: int(wanted)])
+        run(path, tmp_path / "s", **settings)
+
+
+def test_both_splits_are_told_of_at_once(tmp_path: Path) -> None:
+    (tmp_path / "tiny.txt").write_text("8 bytes\n")
+    with pytest.raises(PippinError) as error:
+        run(tmp_path / "tiny.txt", tmp_path / "s", tokenizer="char")
+    assert "train and val splits" in error.value.what and "more text" in error.value.remedy
+    assert not list((tmp_path / "s").iterdir())
+
+
+def test_a_share_does_not_help_where_files_are_the_splits(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "train.txt").write_text("many words here\n" * 500)
+    (folder / "valid.txt").write_text("few words, all in one line\n")
+    with pytest.raises(PippinError) as error:
+        run(folder, tmp_path / "s", seq_len=64)
+    assert error.value.remedy == "data.seq_len=27"
+    made = run(folder, tmp_path / "s", **amended(error.value.remedy))
+    with pytest.raises(PippinError) as error:  # nor where they were prepared before
+        run(made.folder, tmp_path / "s", seq_len=64, tokenizer="auto")
+    assert error.value.remedy == "data.seq_len=27"
+
+
+def test_copies_of_one_document_are_not_shared_out(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text((json.dumps(chat("?", "!")) + "\n") * 60)
+    with pytest.raises(PippinError) as error:
+        run(tmp_path / "c.jsonl", tmp_path / "s")
+    assert "documents that differ" in error.value.remedy
+    (tmp_path / "d.jsonl").write_text('{"text": "short"}\n' * 200)
+    with pytest.raises(PippinError, match="documents that differ"):
+        run(tmp_path / "d.jsonl", tmp_path / "s")
+
+
+def chat(question: str, answer: str) -> dict[str, Any]:
+    """A record as OpenAI has it."""
+    turns = (("user", question), ("assistant", answer))
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def mlx_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    for name, count in (("train", 40), ("valid", 6)):
+        lines = [json.dumps(chat(f"{name} {i}?", f"answer {i}")) + "\n" for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_chats_are_trained_on_as_chats(tmp_path: Path) -> None:
+    """As tools/prepare_data.py makes them: the same tokens, weights and splits."""
+    folder = mlx_folder(tmp_path)
+    made = run(folder, tmp_path / "s")
+    assert made.manifest.content == "chat"
+    assert [made.manifest.splits[s].documents for s in SPLITS] == [40, 6, 0]
+    args = [str(folder), "--tokenizer", "byte", "--out", str(tmp_path / "p"), "--quiet"]
+    assert prepare_data.main(args) == 0
+    assert load_manifest(tmp_path / "p").content_sha256() == made.manifest_sha256
+    assert run(folder, tmp_path / "s").reused
+    assert run(folder, tmp_path / "s", on_bad_line="skip").manifest_sha256 == made.manifest_sha256
+
+
+def test_texts_and_named_fields_are_not_chats(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {**chat(f"{i}?", "yes"), "text": f"text {i} of a record", "body": f"body {i}"}
+        for i in range(90)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(path, tmp_path / "s").manifest.content == "text"
+    assert run(path, tmp_path / "s", text_field="body", seq_len=4).manifest.content == "text"
+
+
+def test_pairs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(PippinError) as error:
+        run(path, tmp_path / "s")
+    assert error.value.code == "P010"
+
+
+def test_a_chat_where_text_was_wanted_names_the_command_that_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command is run as it is printed."""
+    folder = tmp_path / "two words"
+    folder.mkdir()
+    path = folder / "my chats.jsonl"
+    path.write_text("".join(json.dumps(chat(f"{i}?", "yes")) + "\n" for i in range(300)))
+    with pytest.raises(PippinError) as error:
+        run(path, tmp_path / "s", text_field="body")
+    command = shlex.split(error.value.remedy.partition(";")[0])
+    assert command[:3] == ["python", "tools/prepare_data.py", str(path)]
+    monkeypatch.chdir(tmp_path)
+    assert prepare_data.main([*command[2:], "--quiet"]) == 0
+    assert load_manifest(tmp_path / "shards" / "my-chats").content == "chat"
+
+
+def test_unknown_characters_name_the_record_or_are_left_out(tmp_path: Path) -> None:
+    known = "".join(f"Line {i} of some text.\n" for i in range(300))
+    (tmp_path / "a.txt").write_text(known)
+    tokenizer = str(run(tmp_path / "a.txt", tmp_path / "t", tokenizer="char").folder)
+    path = tmp_path / "b.jsonl"
+    texts = ["Line of text." * 3, "caf\u00e9 Line", *(f"text {i} of text" for i in range(200))]
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    with pytest.raises(PippinError) as error:
+        run(path, tmp_path / "s", tokenizer=tokenizer)
+    assert error.value.code == "P202" and "b.jsonl:2 holds" in error.value.what
+    assert "'\u00e9' (U+00E9)" in error.value.what
+    assert "data.on_bad_line=skip" in error.value.remedy
+    made = run(path, tmp_path / "s", tokenizer=tokenizer, on_bad_line="skip")
+    found = [text for split in SPLITS for text in documents(made, split)]
+    assert sorted(found) == sorted(text for text in texts if "\u00e9" not in text)
+    assert any("1 left out: characters" in note and "b.jsonl:2" in note for note in made.notes)
 
 
 def test_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
@@ -194,7 +338,7 @@ def test_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(PippinError) as error:
         run(tmp_path / "b.txt", tmp_path / "s", tokenizer=str(tokenizer))
     assert error.value.code == "P202" and "'E'" in error.value.what
-    assert list((tmp_path / "s").iterdir()) == []
+    assert list((tmp_path / "s").glob("**/*")) == []
 
 
 def test_disk_that_cannot_be_written_is_a_clear_error(jsonl: Path, tmp_path: Path) -> None:
@@ -204,16 +348,70 @@ def test_disk_that_cannot_be_written_is_a_clear_error(jsonl: Path, tmp_path: Pat
     assert error.value.code == "P312"
 
 
-def test_damaged_shards_of_this_text_are_an_error(jsonl: Path, tmp_path: Path) -> None:
+Said = list[tuple[str, str, str]]
+
+
+def told(said: Said) -> Any:
+    """A report that keeps what was said."""
+    return lambda phase, facts, result, seconds: said.append((phase, facts, result))
+
+
+@pytest.mark.parametrize("damaged", ["manifest.json", "train_00000.bin", "tokenizer.pippin.json"])
+def test_a_damaged_copy_is_passed_over(damaged: str, jsonl: Path, tmp_path: Path) -> None:
     made = run(jsonl, tmp_path / "s")
-    path = made.folder / "manifest.json"
-    path.write_text(path.read_text().replace('"max_id"', '"mix_id"'))
-    with pytest.raises(PippinError) as error:
-        run(jsonl, tmp_path / "s")
-    assert error.value.code == "P203"
+    copy = tmp_path / "s" / "a-copy"  # looked at first
+    shutil.copytree(made.folder, copy)
+    content = bytearray((copy / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / damaged).write_bytes(content)
+    said: Said = []
+    again = run(jsonl, tmp_path / "s", report=told(said))
+    assert again.reused and again.folder == made.folder
+    lines = [facts for phase, facts, result in said if (phase, result) == ("data", "passed over")]
+    assert len(lines) == 1 and str(copy) in lines[0]
+
+
+@pytest.mark.parametrize("damaged", ["manifest.json", "val_00000.bin"])
+def test_damaged_shards_are_made_again(damaged: str, jsonl: Path, tmp_path: Path) -> None:
+    made = run(jsonl, tmp_path / "s")
+    whole = (made.folder / damaged).read_bytes()
+    (made.folder / damaged).write_bytes(whole[:-9])
+    said: Said = []
+    again = run(jsonl, tmp_path / "s", report=told(said))
+    assert not again.reused and (again.folder / damaged).read_bytes() == whole
+    assert again.manifest_sha256 == made.manifest_sha256
+    assert [result for phase, _, result in said if phase == "data"] == ["passed over", "read"]
     # Another text is none of its business.
+    (made.folder / damaged).write_bytes(whole[:-9])
     jsonl.write_text(jsonl.read_text() + '{"text": "new"}\n')
     assert run(jsonl, tmp_path / "s").folder != made.folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 2}, "data.seed was 1, is 2"),
+        ({"val_fraction": 0.05}, "data.val_fraction was 0.02, is 0.05"),
+        ({"tokenizer": "char"}, "the tokenizer was byte, is char"),
+        ({"on_bad_line": "skip"}, "data.on_bad_line was error, is skip"),
+        ({"seed": 3, "test_fraction": 0.0}, "data.seed was 1, is 3; data.test_fraction was 0.02"),
+    ],
+)
+def test_why_shards_are_made_again_is_said(
+    changes: dict[str, Any], words: str, jsonl: Path, tmp_path: Path
+) -> None:
+    said: Said = []
+    run(jsonl, tmp_path / "s", report=told(said))
+    assert not [facts for _, facts, result in said if result == "again"]
+    said.clear()
+    run(jsonl, tmp_path / "s", report=told(said), **changes)
+    (line,) = [facts for _, facts, result in said if result == "again"]
+    assert line.startswith(f"docs was prepared otherwise: {words}")
+    said.clear()
+    jsonl.write_text(jsonl.read_text() + '{"text": "new"}\n')
+    run(jsonl, tmp_path / "s", report=told(said))
+    (line,) = [facts for _, facts, result in said if result == "again"]
+    assert line.startswith("docs is not the text its last shards were made from")
 
 
 def test_leftovers_of_others_are_kept(jsonl: Path, tmp_path: Path) -> None:

@@ -90,7 +90,23 @@ def test_links_out_of_the_folder_are_counted_and_not_followed(tmp_path: Path) ->
     assert [d.text for d in source.documents()] == ["a", "kept elsewhere inside"]
     assert source.notes() == (
         "4 links out of the folder, to folders or to nothing were not followed",
+        "1 files and folders whose names begin with a dot left out",
     )
+
+
+def test_files_that_are_no_text_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "records.json").write_text('[{"text": "b"}]')
+    for name in ("package.json", "x.png", "deep/y.py", ".DS_Store", ".git/config", "deep/.z"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    source = open_source(tmp_path)
+    assert [d.text for d in source.documents()] == ["a", "b"]
+    assert source.notes() == (
+        "3 files and folders whose names begin with a dot left out",
+        "3 files of kinds that are not read left out",
+    )
+    assert open_source(tmp_path / "*.txt").notes() == ()
 
 
 def test_latin1_names_file_line_and_byte(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from core.data.tokenizers import training
 from core.data.tokenizers.tokenizer import (
     CharTokenizer,
     Tokenizer,
@@ -115,6 +116,61 @@ def test_many_characters_fall_back_to_bytes(kind: str) -> None:
     tokenizer = train_tokenizer(kind, [text], 400)
     assert tokenizer.vocab_size <= 400
     assert tokenizer.decode(tokenizer.encode(text[:5000])) == text[:5000]
+
+
+CHINESE = ["".join(chr(0x4E00 + i * j % 911) for j in range(60)) for i in range(1, 400)]
+
+
+@pytest.mark.parametrize("kind", PIECES)
+@pytest.mark.parametrize("size", [600, 4000])
+@pytest.mark.parametrize(
+    "lines",
+    [CHINESE, [*CHINESE, "a b"], ["hello"] * 400, [f"a={i}" for i in range(400)]],
+    ids=["chinese", "rare space", "word", "settings"],
+)
+def test_text_without_spaces_gives_a_tokenizer_that_keeps_them(
+    kind: str, size: int, lines: list[str]
+) -> None:
+    """A space has no bytes to fall back to, so it is a piece whatever the text holds."""
+    tokenizer = train_tokenizer(kind, lines, size)
+    assert b" " in [tokenizer.decode_bytes([i]) for i in range(264, tokenizer.vocab_size)]
+    for text in (" ", "a  b ", f" {lines[3]}  x {lines[5]}\n ", "\u2581 \u2581"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    # Not a tokenizer that merely spells everything, but for "a=3".
+    assert len(tokenizer.encode(lines[3])) <= max(3, len(lines[3].encode()) * 9 // 10)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sha256"),
+    [
+        ("bpe", "d3d9ed06d4d819c46f90e353f921a44fc37b4b6efe7fef156988700043538cb3"),
+        ("unigram", "de50300a3c8be1ad6ae49416f0ea9d6d9f4745d88599ae734abcaebf7b5bf262"),
+    ],
+)
+def test_ordinary_text_gives_the_file_that_it_always_gave(kind: str, sha256: str) -> None:
+    """Written down before spaces were made a piece of every model (sentencepiece 0.2.3)."""
+    lines = [f"{i} foxes and {i * i % 97} dogs ran {'far ' * (i % 5)}away" for i in range(900)]
+    if sentencepiece.__version__ != "0.2.3":
+        pytest.skip("the hash is of models of sentencepiece 0.2.3")
+    assert train_tokenizer(kind, lines, 400).fingerprint == sha256
+
+
+def test_a_model_that_fails_after_training_is_no_reason_to_train_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(training, "_train_pieces", lambda *_: b"no model")
+    with pytest.raises(PippinError) as error:
+        train_tokenizer("bpe", ["abc"], 400)
+    assert (error.value.code, error.value.remedy) == ("P201", "data.tokenizer=byte")
+
+
+def test_what_is_wrong_is_told_without_the_library_s_source(tmp_path: Path) -> None:
+    path = tmp_path / "t.model"
+    for content, what in ((b"", "empty"), (b"no model", "not a sentencepiece model")):
+        path.write_bytes(content)
+        with pytest.raises(PippinError, match=what) as error:
+            load_tokenizer(path)
+        assert ".cc(" not in error.value.what and "INTERNAL" not in error.value.what
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from core.data.preparing.building import BuildOptions, build, publish, work_folder
+from core.data.preparing.building import (
+    PROGRESS,
+    BuildOptions,
+    Content,
+    build,
+    publish,
+    work_folder,
+)
+from core.data.preparing.inputs import (
+    open_input,
+    other_readings,
+    preferences_are_no_text,
+    splits_are_given,
+)
+from core.data.preparing.known_characters import known_to
+from core.data.preparing.lengths import check_lengths
 from core.data.preparing.limit import limited_parts, shares
 from core.data.preparing.request import TokenizerRequest, resolve_tokenizer
 from core.data.preparing.reuse import (
@@ -31,7 +46,7 @@ from core.data.preparing.reuse import (
 from core.data.preparing.scan import STREAMED, Scan, scan_source, split_items
 from core.data.preparing.split import SPLITS, document_key
 from core.data.reading.bad_lines import OnBadLine
-from core.data.reading.sources import ReadOptions, Source, StorySource, open_source
+from core.data.reading.sources import ReadOptions, Source, StorySource
 from core.data.shards.manifest import (
     MANIFEST,
     Manifest,
@@ -117,7 +132,8 @@ def prepare(
     """Make or find the shards of a text.
 
     Args:
-        input_file: A file, folder, glob, `hf:NAME` or folder of shards; None is the story corpus.
+        input_file: A file, folder, glob, `hf:NAME` or folder of shards, of text or of chats; None is
+            the story corpus.
         shards_dir: Folder in which a folder of shards is made.
         seq_len: T; train and val must each hold one window.
         seed: Of the split, and of the stories.
@@ -138,28 +154,39 @@ def prepare(
     ready = ready_folder(input_file)
     if ready is not None:
         return _open_ready(ready, tokenizer, seq_len, report)
-    source: Source = (
-        StorySource(corpus_bytes, seed, val_fraction, test_fraction)
-        if input_file is None
-        else open_source(
-            input_file, options=ReadOptions(text_field=text_field, on_bad_line=on_bad_line)
-        )
-    )
+    source: Source = StorySource(corpus_bytes, seed, val_fraction, test_fraction)
+    content: Content = "text"
+    if input_file is not None:
+        source, content = open_input(input_file, ReadOptions(text_field, on_bad_line))
     request = resolve_tokenizer(source, tokenizer, vocab_size)
     wanted = wanted_source(
         source, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction
     )
-    folder = find_folder(shards_dir, wanted, request, report)
+
+    def check(manifest: Manifest) -> None:
+        check_lengths(manifest, seq_len, fixed_splits=splits_are_given(source))
+
+    folder = find_folder(shards_dir, wanted, request, report, lambda: other_readings(source))
     reused = folder is not None
     if folder is None:
         target = shards_dir / folder_name(wanted, request)
-        folder = make_shards(source, wanted, request, target, report=report)
+        folder = make_shards(
+            source,
+            wanted,
+            request,
+            target,
+            options=BuildOptions(workers=default_workers(source), content=content),
+            # What has this name and was not found is damaged.
+            replace_target=target.exists(),
+            report=report,
+            check=check,
+        )
     manifest = load_manifest(folder)
     made = load_tokenizer(folder / manifest.tokenizer.file)
     check_tokenizer(manifest, folder, made.fingerprint)
     if reused:
         report("shards", amounts(manifest), "reused", _since(started))
-    check_lengths(manifest, seq_len)
+    check(manifest)
     return Prepared(
         folder=folder,
         manifest=manifest,
@@ -198,12 +225,7 @@ def _open_ready(folder: Path, tokenizer: str, seq_len: int, report: Report) -> P
     started = time.monotonic()
     manifest = load_manifest(folder)
     if manifest.content == "preference":
-        raise PippinError(
-            "P010",
-            f"{folder} holds pairs of chosen and rejected answers",
-            found="training on text would learn both",
-            remedy="shards of text or of chats",
-        )
+        raise preferences_are_no_text(str(folder))
     made = load_tokenizer(folder / manifest.tokenizer.file)
     check_tokenizer(manifest, folder, made.fingerprint)
     if tokenizer not in ("auto", made.kind):
@@ -211,7 +233,7 @@ def _open_ready(folder: Path, tokenizer: str, seq_len: int, report: Report) -> P
         given = None if kinds else load_tokenizer(Path(tokenizer).expanduser()).fingerprint
         check_tokenizer(manifest, folder, given or f"of kind {tokenizer}")
     report("shards", amounts(manifest), "as prepared", _since(started))
-    check_lengths(manifest, seq_len)
+    check_lengths(manifest, seq_len, fixed_splits=True)
     return Prepared(
         folder=folder,
         manifest=manifest,
@@ -221,24 +243,6 @@ def _open_ready(folder: Path, tokenizer: str, seq_len: int, report: Report) -> P
         prompts=_prompts(folder, made),
         reused=True,
     )
-
-
-def check_lengths(manifest: Manifest, seq_len: int) -> None:
-    """Raise P201 where train or val holds less than one window."""
-    for split in ("train", "val"):
-        tokens = manifest.splits[split].tokens
-        if tokens >= seq_len + 1:
-            continue
-        fraction = 1.5 * (seq_len + 1) / max(1, manifest.tokens)
-        remedy = f"more text, or data.seq_len={max(2, tokens - 1)}"
-        if split == "val" and fraction < 0.3:
-            remedy = f"data.val_fraction={max(fraction, 0.01):.2g}"
-        raise PippinError(
-            "P201",
-            f"the {split} split of {manifest.source.name} is too short",
-            found=f"{tokens:,} tokens; a window of data.seq_len={seq_len:,} needs {seq_len + 1:,}",
-            remedy=remedy,
-        )
 
 
 def make_shards(
@@ -251,6 +255,7 @@ def make_shards(
     replace_target: bool = False,
     report: Report = lambda phase, facts, result, seconds: None,
     counted: Callable[[int], None] = lambda num_bytes: None,
+    check: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Path:
     """Read, train the tokenizer where none is given, split, encode and publish.
 
@@ -263,13 +268,14 @@ def make_shards(
         replace_target: Remove what stands at `target`.
         report: Called when a phase is done.
         counted: Called with the bytes of the text where it was read to count it.
+        check: Called before the folder gets its name; where it raises, nothing is kept.
 
     Returns:
         The folder.
     """
     started = time.monotonic()
     options = options or BuildOptions(workers=default_workers(source))
-    scan = STREAMED
+    source, scan = known_to(request.given, source), STREAMED
     if not source.streams:
         scan = scan_source(source, wanted, characters=request.kind == "char" and not request.given)
         count = f"{scan.documents:,} document" + ("s" if scan.documents != 1 else "")
@@ -280,6 +286,8 @@ def make_shards(
 
     started = time.monotonic()
     tokenizer = request.given or _train(source, wanted, request, scan)
+    if source.streams:  # of which a tokenizer has seen a part
+        source = known_to(tokenizer, source)
     done = "given" if request.given else "trained"
     facts = f"{tokenizer.kind} {tokenizer.vocab_size:,} ({request.reason})"
     report("tokenizer", facts, done, _since(started))
@@ -305,6 +313,11 @@ def make_shards(
         manifest = build(folder, items, tokenizer, info, request.text, options, notes=source.notes)
         if manifest.tokens == 0:
             raise PippinError("P201", f"no text found in {wanted.name}", found="0 documents")
+        try:
+            check(manifest)
+        except PippinError:
+            (folder / PROGRESS).unlink(missing_ok=True)
+            raise
         made = publish(folder, target, replace=replace_target)
     per_token = manifest.text_bytes / max(1, manifest.tokens)
     facts = f"{amounts(manifest)}, {per_token:.2f} bytes per token"

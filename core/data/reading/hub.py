@@ -1,8 +1,9 @@
 """Datasets in the layout of the Hugging Face Hub, read as a stream through the `datasets` package.
 
 `hf:NAME` is one of the Hub, `hf:/a/folder` one in a folder: data files whose names tell the splits, or a
-README.md that lists configurations. Code that comes with a dataset is never run: `datasets` 4 and
-later cannot, and earlier ones are refused. In a text file of such a dataset each line is a record.
+README.md that lists configurations; it reads nothing outside the folder. Code that comes with a
+dataset is never run: `datasets` 4 and later cannot, and earlier ones are refused. In a text file of
+such a dataset each line is a record.
 """
 
 import hashlib
@@ -90,15 +91,23 @@ class HubSource:
     def fingerprint(self) -> str:
         """sha256 over options and content.
 
-        Of a folder over names and contents of its files; of a dataset of the Hub over its name and
-        commit, or where the Hub cannot be reached, over its name and the revision asked for.
+        Of a folder over names and contents of its files, with all that are read among them; of a
+        dataset of the Hub over its name and commit, or where the Hub cannot be reached, over its
+        name and the revision asked for.
         """
         whole = hashlib.sha256(f"hub 1\n{self.options.decides()}\n".encode())
         if self._folder is None:
             whole.update(f"{self.path} {self._commit()}\n".encode())
             return whole.hexdigest()
-        for file in _all_files(self._folder):
-            name = os.fsencode(file.relative_to(self._folder).as_posix()).hex()
+        files = {
+            file.relative_to(self._folder).as_posix(): file for file in _all_files(self._folder)
+        }
+        # What is read may also lie below a dotfile or a linked folder, which the above leaves out.
+        root = self._folder.resolve()
+        read = [Path(os.path.normpath(file)) for file in _data_files(self._builder)]
+        files |= {file.relative_to(root).as_posix(): file for file in read}
+        for shown, file in sorted(files.items(), key=lambda item: Path(item[0])):
+            name = os.fsencode(shown).hex()
             whole.update(f"{name} {content_sha256(file)}\n".encode())
         return whole.hexdigest()
 
@@ -147,11 +156,14 @@ class HubSource:
         path = str(self._folder.resolve()) if self._folder else self.path
         options = self.options
         try:
-            return datasets.load_dataset_builder(
+            builder = datasets.load_dataset_builder(
                 path, options.config, revision=None if self._folder else options.revision
             )
         except Exception as error:  # whatever a package of many parts may raise
             raise self._cannot_open(error, path) from error
+        if self._folder is not None:
+            _check_inside(_data_files(builder), self._folder.resolve())
+        return builder
 
     def _cannot_open(self, error: Exception, path: str) -> PippinError:
         datasets = import_datasets()
@@ -254,6 +266,47 @@ def _all_files(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(where) / name for name in files if not name.startswith(".")]
     return sorted(path for path in found if path.is_file())
+
+
+def _data_files(builder: Any) -> list[str]:
+    """What a builder reads, of all splits: paths, or addresses."""
+    return [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+
+
+def _check_inside(files: Sequence[str], folder: Path) -> None:
+    """Refuse a dataset in a folder that would read what is not its own.
+
+    Args:
+        files: Paths or addresses, from `_data_files`.
+        folder: The dataset's, resolved. In a cache of the Hub its files are links into the `blobs` of
+            the same dataset.
+
+    Raises:
+        PippinError: P201.
+    """
+    own = [folder, *_blobs(folder)]
+    for file in files:
+        path = Path(os.path.normpath(file))
+        target = path.resolve()
+        below = path.is_relative_to(folder) and any(target.is_relative_to(one) for one in own)
+        if below and path.is_file():
+            continue
+        local = "://" not in file
+        raise PippinError(
+            "P201",
+            f"{HUB_PREFIX}{folder} would read what is not below that folder: {target if local else file}",
+            found="its README.md or a link names it",
+            remedy=f"put a copy of it into the folder, or give it as the input itself: {target}"
+            if local
+            else "download it into the folder, and name it in README.md",
+        )
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Where a cache of the Hub keeps the files of the dataset that a folder belongs to."""
+    snapshots = [one for one in (folder, *folder.parents) if one.parent.name == "snapshots"]
+    caches = [one.parent.parent for one in snapshots[:1]]
+    return [one / "blobs" for one in caches if one.name.startswith("datasets--")]
 
 
 def _unreachable(shown: str, error: Exception) -> PippinError:

@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.data.preparing.split import Split
@@ -15,6 +15,7 @@ _FORMATS = {
     ".md": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".csv": "csv",
     ".parquet": "parquet",
 }
@@ -60,18 +61,22 @@ class Found:
         files: In the order in which they are read.
         skipped_links: Links that lead out of a folder, to folders or to nothing.
         skipped_readmes: README files beside train.* and valid.*.
+        skipped_hidden: Files and folders whose names begin with a dot.
+        skipped_others: Files of kinds that are not read, `.json` that is no array of objects among them.
     """
 
     files: tuple[InputFile, ...]
     skipped_links: int = 0
     skipped_readmes: int = 0
+    skipped_hidden: int = 0
+    skipped_others: int = 0
 
 
 def file_format(path: Path) -> tuple[str, str]:
     """Format and packing of a file by its name.
 
     Returns:
-        "text", "jsonl", "csv" or "parquet", and "", ".gz" or ".zst". What is unknown is text.
+        "text", "jsonl", "json", "csv" or "parquet", and "", ".gz" or ".zst". What is unknown is text.
     """
     packed = path.suffix.lower() if path.suffix.lower() in PACKED else ""
     inner = Path(path.stem) if packed else path
@@ -87,11 +92,13 @@ def find_files(given: Path) -> Found:
     if given.is_dir():
         found = _of_folder(given)
         if not found.files:
-            hidden = f"; {found.skipped_links} links were not followed"
+            counts = {"links were not followed": found.skipped_links}
+            counts["files are of other kinds"] = found.skipped_others
+            left_out = "".join(f"; {count:,} {what}" for what, count in counts.items() if count)
             raise PippinError(
                 "P201",
                 f"no text found in {given}",
-                found=f"looked for {KINDS_IN_WORDS}{hidden if found.skipped_links else ''}",
+                found=f"looked for {KINDS_IN_WORDS}{left_out}",
                 choices=nearby_text(given),
             )
         return found
@@ -112,12 +119,13 @@ def find_files(given: Path) -> Found:
 
 
 def _of_folder(root: Path) -> Found:
-    paths, skipped = _below(root, FILE_KINDS)
-    splits = _named_splits(root, paths)
+    below = _below(root, FILE_KINDS)
+    splits = _named_splits(root, below.paths)
     if not splits:
-        return Found(tuple(InputFile(p, p.relative_to(root).as_posix()) for p in paths), skipped)
-    files = tuple(InputFile(p, p.name, splits[p]) for p in paths if p in splits)
-    return Found(files, skipped, len(paths) - len(files))
+        return below.found(root)
+    files = tuple(InputFile(p, p.name, splits[p]) for p in below.paths if p in splits)
+    readmes = len(below.paths) - len(files)
+    return replace(below.found(root), files=files, skipped_readmes=readmes)
 
 
 def _named_splits(root: Path, paths: list[Path]) -> dict[Path, Split]:
@@ -142,11 +150,12 @@ def _of_pattern(pattern: Path) -> Found:
     if not root.is_dir():
         raise PippinError("P201", f"there is no folder {root}", choices=nearby_text(root))
     depth = None if "**" in parts else len(parts)
-    paths, skipped = _below(root, kinds, depth)
-    matching = [path for path in paths if _matches(path.relative_to(root).parts, parts)]
-    for path in matching:
+    below = _below(root, kinds, depth)
+    below.paths = [path for path in below.paths if _matches(path.relative_to(root).parts, parts)]
+    for path in below.paths:
         _check_kind(path)
-    return Found(tuple(InputFile(p, p.relative_to(root).as_posix()) for p in matching), skipped)
+    # What else lies in the folder is not what the pattern asks for.
+    return replace(below.found(root), skipped_hidden=0, skipped_others=0)
 
 
 def _fixed_part(pattern: Path) -> Path:
@@ -168,8 +177,22 @@ def _matches(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
     return _matches(names[1:], parts[1:])
 
 
-def _below(root: Path, kinds: tuple[str, ...], depth: int | None = None) -> tuple[list[Path], int]:
-    """Files below a folder sorted by path, and the number of links that were not followed.
+@dataclass
+class _Below:
+    """Files below a folder sorted by path, and how many names were left out, by reason."""
+
+    paths: list[Path]
+    links: int = 0
+    hidden: int = 0
+    others: int = 0
+
+    def found(self, root: Path) -> Found:
+        files = tuple(InputFile(p, p.relative_to(root).as_posix()) for p in self.paths)
+        return Found(files, self.links, skipped_hidden=self.hidden, skipped_others=self.others)
+
+
+def _below(root: Path, kinds: tuple[str, ...], depth: int | None = None) -> _Below:
+    """Files below a folder, and what was left out.
 
     Args:
         root: The folder.
@@ -177,40 +200,56 @@ def _below(root: Path, kinds: tuple[str, ...], depth: int | None = None) -> tupl
         depth: Levels to look at; None is all.
     """
     inside = root.resolve()
-    regular: list[Path] = []
     links: list[Path] = []
-    skipped = 0
-    for folder, names in _folders(root, depth, _not_listed):
+    below = _Below([])
+    for folder, names, hidden in _folders(root, depth, _not_listed):
+        below.hidden += hidden
         for name in sorted(names):
             path = folder / name
             if path.is_symlink() and path.is_dir():
-                skipped += 1
-            elif path.is_dir() or (kinds and not name.lower().endswith(kinds)):
+                below.links += 1
+            elif path.is_dir():
                 continue
+            elif kinds and not _is_text(path, kinds):
+                below.others += 1
             elif not path.is_symlink():
                 # Not a pipe or device, which could be waited for without end.
-                regular += [path] if path.is_file() else []
+                below.paths += [path] if path.is_file() else []
             elif path.is_file() and path.resolve().is_relative_to(inside):
                 links.append(path)
             else:
-                skipped += 1
+                below.links += 1
     # A link to a file that is read anyway would put its text in twice.
-    seen = {path.resolve() for path in regular}
+    seen = {path.resolve() for path in below.paths}
     for path in sorted(links):
         if path.resolve() not in seen:
             seen.add(path.resolve())
-            regular.append(path)
-    return sorted(regular, key=lambda p: p.relative_to(root).as_posix()), skipped
+            below.paths.append(path)
+    below.paths.sort(key=lambda p: p.relative_to(root).as_posix())
+    return below
+
+
+def _is_text(path: Path, kinds: tuple[str, ...]) -> bool:
+    """Whether a file of a folder is to be read: many a `.json` there is none of records."""
+    if not path.name.lower().endswith(kinds):
+        return False
+    if file_format(path)[0] != "json":
+        return True
+    from core.data.reading.json_arrays import is_array_of_objects  # which reads files by their kind
+
+    return path.is_file() and is_array_of_objects(path)
 
 
 def _folders(
     root: Path, depth: int | None, on_error: Callable[[OSError], None] | None = None
-) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder and the names in it that do not begin with a dot."""
+) -> Iterator[tuple[Path, list[str], int]]:
+    """Each folder, the names in it that do not begin with a dot, and how many do."""
     for where, folders, files in os.walk(root, onerror=on_error):
         folder = Path(where)
+        num_names = len(folders) + len(files)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield folder, folders + [name for name in files if not name.startswith(".")]
+        names = folders + [name for name in files if not name.startswith(".")]
+        yield folder, names, num_names - len(names)
         if depth is not None and len(folder.relative_to(root).parts) + 1 >= depth:
             folders.clear()
 
@@ -257,7 +296,7 @@ def nearby_text(path: Path, count: int = 5) -> tuple[str, ...]:
 def _text_below(folder: Path) -> list[Path]:
     found: list[Path] = []
     looked_at = 0
-    for where, names in _folders(folder, 3):
+    for where, names, _ in _folders(folder, 3):
         found += [
             where / name
             for name in sorted(names)

@@ -1,4 +1,4 @@
-"""Records from files: text, JSON lines, CSV and parquet, the first three also packed by gzip or zstd.
+"""Records from files: text, JSON, CSV and parquet, all but the last also packed by gzip or zstd.
 
 Text is kept as it is: no newline, space or Unicode form is changed, and lines end at newlines alone; only
 a byte order mark at the start of a file is dropped. Memory stays bounded whatever a file holds: at
@@ -22,6 +22,12 @@ from core.data.reading.bad_lines import (
     utf16_without_mark,
 )
 from core.data.reading.byte_streams import DamagedError, Meter, missing_package, opened
+from core.data.reading.json_arrays import (
+    NoArrayError,
+    array_elements,
+    decoded_blocks,
+    no_array,
+)
 from core.data.reading.nearby import file_format
 from core.errors import PippinError
 
@@ -39,7 +45,7 @@ class Record:
     Attributes:
         fields: Its content by field; that of a text file is {"text": ...}.
         origin: Where it is, as its document keeps it: "book.txt", "data.jsonl:17" (line), or
-            "data.parquet:17" (row, from 1).
+            "data.parquet:17" (row, from 1), "data.json:17" (element, from 1).
         split: Where the source itself decides it, else None.
         where: The place with the whole path, for messages.
     """
@@ -205,6 +211,21 @@ def _json_lines(job: _Job) -> Iterator[Record]:
                 yield job.record(parsed, number)
 
 
+def _json_array(job: _Job) -> Iterator[Record]:
+    """Elements of a JSON file that is one array."""
+    with opened(job.path, job.meter) as stream:
+        blocks = decoded_blocks(job.path, stream, job.tally, job.name)
+        try:
+            for number, element in enumerate(array_elements(blocks, PART_BYTES), start=1):
+                parsed = parse_record(element, f"{job.path}:{number}")
+                if isinstance(parsed, tuple):
+                    job.reject(number, parsed)
+                else:
+                    yield job.record(parsed, number)
+        except NoArrayError as error:
+            job.reject(1, no_array(job.path, str(error)))
+
+
 @dataclass
 class _CsvLines:
     """Lines for `csv.reader`, which knows when a row is complete.
@@ -340,6 +361,7 @@ def _values(job: _Job, batch: Any, first: int, pyarrow: Any) -> Iterator[dict[st
 _READERS: dict[str, Callable[[_Job], Iterator[Record]]] = {
     "text": _texts,
     "jsonl": _json_lines,
+    "json": _json_array,
     "csv": _csv_rows,
     "parquet": _parquet_rows,
 }

@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from core.data.reading.bad_lines import OnBadLine, Tally, is_text, lone_surrogate, too_long
@@ -124,15 +127,21 @@ def bad_text_field(
             f"{where}: the text field {name!r} {problem}",
             found="" if texts else f"no field holds a string; the fields: {others}",
             choices=texts,
-            remedy=_field_remedy(record, texts),
+            remedy=_field_remedy(record, texts, where),
         ),
     )
 
 
-def _field_remedy(record: Mapping[str, Any], texts: list[str]) -> str:
-    if content_of(detect_format(record)) != "text":
-        return "python tools/prepare_data.py INPUT --tokenizer bpe --out shards/NAME"
-    return f"data.text_field={texts[0]}" if texts else ""
+def _field_remedy(record: Mapping[str, Any], texts: list[str], where: str) -> str:
+    if content_of(detect_format(record)) == "text":
+        return f"data.text_field={texts[0]}" if texts else ""
+    # "a/b.jsonl:17", or "hf:NAME split, record 17"
+    path = re.sub(r":\d+\Z", "", where)
+    if path.startswith("hf:"):
+        path = re.sub(r" \S+, record [\d,]+\Z", "", where)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).name.split(".")[0]).strip("-") or "chats"
+    given = shlex.quote(path)
+    return f"python tools/prepare_data.py {given} --tokenizer auto --out shards/{name}"
 
 
 def sound(records: Iterable[Record], tally: Tally) -> Iterator[Record]:

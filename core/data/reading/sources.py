@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from core.data.preparing.split import Split
-from core.data.reading.bad_lines import Tally
+from core.data.reading.bad_lines import OnBadLine, Tally
 from core.data.reading.byte_streams import Meter, content_sha256
 from core.data.reading.example import Segment
 from core.data.reading.nearby import Found, InputFile, file_format, find_files, nearby_text
@@ -112,6 +112,8 @@ class FileSource:
     tally: Tally = field(default_factory=Tally)
     streams: bool = False
     _meter: Meter = field(default_factory=Meter)
+    # Shared by sources of the same files, as reading them all takes long.
+    _hashes: dict[Path, str] = field(default_factory=dict)
 
     @cached_property
     def num_bytes(self) -> int:
@@ -133,8 +135,15 @@ class FileSource:
         for file in self.files:
             name = file.name if len(self.files) > 1 else "".join(file_format(file.path))
             key = f"{os.fsencode(name).hex()} {file.split}"
-            whole.update(f"{key} {content_sha256(file.path)}\n".encode())
+            if file.path not in self._hashes:
+                self._hashes[file.path] = content_sha256(file.path)
+            whole.update(f"{key} {self._hashes[file.path]}\n".encode())
         return whole.hexdigest()
+
+    def read_otherwise(self) -> "tuple[FileSource, ...]":
+        """The same files with another `on_bad_line`, to compare fingerprints with."""
+        other: OnBadLine = "skip" if self.options.on_bad_line == "error" else "error"
+        return (replace(self, options=replace(self.options, on_bad_line=other)),)
 
     def documents(self) -> Iterator[Document]:
         """All documents in the order of the files; empty ones are left out and counted."""
@@ -281,12 +290,12 @@ def open_source(
 ) -> RecordSource:
     """Find the text of one or several inputs, which are read in the order given.
 
-    A folder is searched recursively for all kinds that are read; names that begin with a dot are left
-    out, and links that leave the folder or lead to folders are counted and not followed. A folder that
-    holds train.* and valid.* (or val, validation, test) gives each document its split. A pattern
-    such as `data/**/*.jsonl` takes what matches. A single file of any other kind is read as plain
-    text. What is reached twice is read once. `hf:NAME` is a dataset of the Hub, `hf:/a/folder` one in a
-    folder.
+    A folder is searched recursively for all kinds that are read. Names that begin with a dot, files of
+    other kinds, and links that leave the folder or lead to folders are left out and counted. A
+    folder that holds train.* and valid.* (or val, validation, test) gives each document its split. A
+    pattern such as `data/**/*.jsonl` takes what matches. A single file of any other kind is read as
+    plain text. What is reached twice is read once. `hf:NAME` is a dataset of the Hub,
+    `hf:/a/folder` one in a folder.
 
     Args:
         inputs: Paths and patterns, or one "hf:..." .
@@ -349,6 +358,10 @@ def _skipped(found: Sequence[Found], num_files: int) -> tuple[str, ...]:
         "README files beside train and validation files left out": sum(
             one.skipped_readmes for one in found
         ),
+        "files and folders whose names begin with a dot left out": sum(
+            one.skipped_hidden for one in found
+        ),
+        "files of kinds that are not read left out": sum(one.skipped_others for one in found),
         "files given more than once, read once": sum(len(one.files) for one in found) - num_files,
     }
     return tuple(f"{count:,} {what}" for what, count in counts.items() if count)

@@ -99,11 +99,17 @@ class Mixture:
                 "no text of the mixture has a validation split of a window",
                 found=f"the longest has {longest:,} tokens; a window of data.seq_len={seq_len:,} "
                 f"needs {seq_len + 1:,}",
-                remedy="prepare one of them with a larger data.val_fraction",
+                remedy=self._what_helps(),
             )
         streams = tuple(self._open(i, "val", seq_len) for i in usable)
         windows = tuple(make_windows(stream, sampling, seq_len, seed) for stream in streams)
         return TrainParts(streams, windows, tuple(self.weights[i] for i in usable))
+
+    def _what_helps(self) -> str:
+        """Windows that fit every training split and the longest validation split."""
+        trains = [_tokens(manifest, "train") for manifest in self.manifests]
+        fits = min(*trains, max(_tokens(manifest, "val") for manifest in self.manifests)) - 1
+        return f"data.seq_len={fits}" if fits >= 2 else "shards of more text"
 
     def _open(self, index: int, split: Split, seq_len: int) -> TokenStream:
         folder, found = self.folders[index], _tokens(self.manifests[index], split)
@@ -112,7 +118,7 @@ class Mixture:
                 "P201",
                 f"the {split} split of {folder} is too short",
                 found=f"{found:,} tokens; a window of data.seq_len={seq_len:,} needs {seq_len + 1:,}",
-                remedy="leave it out of data.mixture, or a shorter data.seq_len",
+                remedy=f"{self._what_helps()}, or leave it out of data.mixture",
             )
         return open_shards(folder, split)
 

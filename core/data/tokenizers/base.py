@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,7 +78,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class BaseTokenizer:
+class BaseTokenizer(ABC):
     """What the kinds share: a saved form, and the bytes of each id."""
 
     kind: str
@@ -109,9 +110,9 @@ class BaseTokenizer:
 
         return tokenizer_from_bytes, (self._content,)
 
+    @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of several texts, each uint32 `[n]`."""
-        raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; never a control id."""

@@ -214,21 +214,27 @@ def _encoder(spec: ByteLevelSpec) -> tuple[Callable[[str], Ids], EncodeUnits, st
     whole = _with_tokenizers(spec, spec.pre_tokenizer, spec.ignore_merges)
     pattern = known_pattern(spec.pre_tokenizer)
     if pattern is None:
-        return whole, _no_words, "tokenizers"
+        return whole, _each(whole), "tokenizers"
     alone = _with_tokenizers(spec, None, False)
     found = _ranks(spec, alone)
     if found is None:
-        return whole, _no_words, "tokenizers"
+        return whole, _each(whole), "tokenizers"
     ids = np.array([spec.vocab[piece] for piece in found], dtype=np.uint32)
     ranks = {unspelled(piece) or b"": rank for rank, piece in enumerate(found)}
     fast, words = _with_tiktoken(pattern, ranks, ids)
     if any(fast(text).tolist() != whole(text).tolist() for text in BATTERY):
-        return whole, _no_words, "tokenizers"
+        return whole, _each(whole), "tokenizers"
     return fast, words, "tiktoken"
 
 
-def _no_words(words: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
-    raise NotImplementedError("the library tokenizers is given whole parts")
+def _each(encode: Callable[[str], Ids]) -> EncodeUnits:
+    """Words one by one by a function for parts."""
+
+    def encode_words(words: Sequence[str]) -> tuple[Ids, NDArray[np.int64]]:
+        rows = [encode("" if word == END else word) for word in words]
+        return joined(rows), np.array([len(row) for row in rows], np.int64)
+
+    return encode_words
 
 
 def _ranks(spec: ByteLevelSpec, alone: Callable[[str], Ids]) -> list[str] | None:

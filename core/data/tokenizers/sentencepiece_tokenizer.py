@@ -43,7 +43,8 @@ PIECE_FILE = "tokenizer.model"
 # unk, bos, eos, pad, the chat symbols and 256 bytes come before the first learned piece.
 NUM_FIXED_PIECES = 4 + len(CHAT_SYMBOLS) + 256
 
-_META = "\u2581"  # sentencepiece's sign for a space
+SPACE_SIGN = "\u2581"
+_META = SPACE_SIGN  # sentencepiece writes a space so
 # Encoding is done in parts: 64 KB at once takes 1.5 times as long as 2 KB parts (2026-11-21, Xeon),
 # and the memory for a whole book is 100 times the book's.
 _PART_CHARS = 2_000
@@ -71,13 +72,17 @@ class SentencePieceTokenizer(BaseTokenizer):
             content: The bytes of a `.model` file.
 
         Raises:
-            PippinError: P301 for bytes that are no model, or a model that loses characters.
+            PippinError: P301 for bytes that are no model, or for a model that loses characters.
         """
+        if not content:
+            raise bad_tokenizer("the file of the tokenizer is empty")
         spm = import_sentencepiece()
         try:
             self._sp = spm.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
-            raise bad_tokenizer(f"the file is not a sentencepiece model: {error}") from error
+            why = reason_of(error)
+            what = "the file is not a sentencepiece model"
+            raise bad_tokenizer(f"{what}: {why}" if why else what) from error
         if self._sp.eos_id() < 0:
             raise bad_tokenizer("the model has no end-of-document piece `</s>`")
         pieces, controls = self._table()
@@ -326,6 +331,11 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
             break
         shift += 7
     return value, at
+
+
+def reason_of(error: Exception) -> str:
+    """What sentencepiece says is wrong, without the place in its own source; perhaps nothing."""
+    return re.sub(r"^[A-Z_]+: \S+\(\d+\) \[.*\]\s*", "", str(error)).strip()
 
 
 def import_sentencepiece() -> Any:

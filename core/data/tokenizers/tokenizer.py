@@ -41,8 +41,10 @@ from core.data.tokenizers.byte_level_import import (
 )
 from core.data.tokenizers.sentencepiece_tokenizer import (
     NUM_FIXED_PIECES,
+    SPACE_SIGN,
     SentencePieceTokenizer,
     import_sentencepiece,
+    reason_of,
 )
 from core.data.tokenizers.sentencepiece_tokenizer import PIECE_FILE as BPE_FILE
 from core.errors import PippinError
@@ -55,6 +57,7 @@ __all__ = [
     "KINDS",
     "MIN_BPE_VOCAB",
     "NUM_FIXED_PIECES",
+    "SPACE_SIGN",
     "ByteBpeTokenizer",
     "ByteTokenizer",
     "CharTokenizer",
@@ -66,6 +69,7 @@ __all__ = [
     "import_sentencepiece",
     "load_tokenizer",
     "num_threads",
+    "reason_of",
     "tokenizer_from_bytes",
 ]
 

@@ -12,6 +12,7 @@ from core.data.tokenizers.tokenizer import (
     KINDS,
     MIN_BPE_VOCAB,
     NUM_FIXED_PIECES,
+    SPACE_SIGN,
     ByteTokenizer,
     CharTokenizer,
     SentencePieceTokenizer,
@@ -20,6 +21,7 @@ from core.data.tokenizers.tokenizer import (
     cut_text,
     import_sentencepiece,
     num_threads,
+    reason_of,
 )
 from core.errors import PippinError
 
@@ -91,7 +93,14 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int = 0) -> Tok
             found=f"256 bytes and the control symbols need at least {MIN_BPE_VOCAB}",
             remedy="data.tokenizer=byte, or a larger model.vocab_size",
         )
-    return SentencePieceTokenizer(_train_pieces(kind, list(_training_lines(texts)), vocab_size))
+    content = _train_pieces(kind, list(_training_lines(texts)), vocab_size)
+    try:
+        return SentencePieceTokenizer(content)
+    except PippinError as error:
+        if error.code != "P301":
+            raise
+        # Its own remedy is for a file that was given: to train one, which was done just now.
+        raise _not_trained(kind, error.what) from error
 
 
 def char_tokenizer(points: NDArray[np.bool_]) -> CharTokenizer:
@@ -111,15 +120,23 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
 def _train_pieces(kind: str, lines: list[str], vocab_size: int) -> bytes:
     spm = import_sentencepiece()
     model = io.BytesIO()
+    kept = _without_rare(lines, (vocab_size - NUM_FIXED_PIECES) // 2)
+    if not any(kept):
+        raise _not_trained(kind, "it is empty")
+    # A space has no bytes to fall back to: it must be a piece. Said only where the text has none, as
+    # the model's file holds this setting even where it is empty.
+    spaced = any(" " in line or SPACE_SIGN in line for line in kept)
+    needed = {} if spaced else {"required_chars": SPACE_SIGN}
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=iter(_without_rare(lines, (vocab_size - NUM_FIXED_PIECES) // 2)),
+            sentence_iterator=iter(kept),
             model_writer=model,
             model_type=kind,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             byte_fallback=True,
             character_coverage=1.0,
+            **needed,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -137,19 +154,24 @@ def _train_pieces(kind: str, lines: list[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        raise PippinError(
-            "P201",
-            f"a {kind} tokenizer cannot be trained on this text: {error}",
-            remedy="data.tokenizer=byte",
-        ) from error
+        raise _not_trained(kind, reason_of(error)) from error
     return model.getvalue()
+
+
+def _not_trained(kind: str, why: str) -> PippinError:
+    return PippinError(
+        "P201",
+        f"a {kind} tokenizer cannot be trained on this text{why and f': {why}'}",
+        remedy="data.tokenizer=byte",
+    )
 
 
 def _without_rare(lines: Sequence[str], max_chars: int) -> list[str]:
     """Cut the lines at characters that are not among the `max_chars` most frequent ones.
 
-    Those are spelled in bytes. sentencepiece refuses a vocabulary that cannot hold all characters, and
-    its own setting for this stops at 98% of the text, too much for Chinese in 2,048 pieces.
+    Those are spelled in bytes; a space is never one of them. sentencepiece refuses a vocabulary that
+    cannot hold all characters, and its own setting for this stops at 98% of the text, too much for
+    Chinese in 2,048 pieces.
     """
     counts = np.zeros(0x110000, dtype=np.int64)
     for start in range(0, len(lines), 10_000):
@@ -158,6 +180,7 @@ def _without_rare(lines: Sequence[str], max_chars: int) -> list[str]:
     # Equal counts in code point order, so that the choice does not depend on the sort.
     by_count = np.argsort(-counts, kind="stable")
     rare = {int(point): "\n" for point in by_count[max_chars : np.count_nonzero(counts)]}
+    rare.pop(ord(" "), None)
     if not rare:
         return list(lines)
     return [part for line in lines for part in line.translate(rare).split("\n") if part]

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--time-budget", metavar="TIME", help="as train.py --time-budget")
         parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
         parser.add_argument("--debug", action="store_true", help="show tracebacks")
-        given = parser.parse_args(args)
+        given = parser.parse_mixed_args(args)
         found = auto_configure(
             config=given.config,
             overrides=given.overrides,

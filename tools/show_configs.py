@@ -21,6 +21,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import backends
@@ -39,6 +40,7 @@ from core.training import format as fmt
 from tools.showing.describing import (
     README_DEVICE,
     Described,
+    Rates,
     describe,
     with_rate,
 )
@@ -98,16 +100,16 @@ def _run(args: argparse.Namespace) -> int:
         print(markdown())
         return 0
     path = None if args.name is None else find_config(args.name)
-    device, machine, rate = _here(args.backend)
+    device, machine, rates = _here(args.backend)
     if path is None:
-        shown = [describe(find_config(name), device, rate) for name in preset_names()]
+        shown = [describe(find_config(name), device, rates) for name in preset_names()]
         if args.json:
             print(json.dumps([as_object(s, device) for s in shown], indent=2))
         else:
             columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDEST
-            print(table(shown, machine, device, rate, width=columns))
+            print(table(shown, machine, device, rates("float32").how, width=columns))
         return 0
-    one = describe(path, device, rate)
+    one = describe(path, device, rates)
     if args.measure:
         one = with_rate(one, _measured(one, device))
     if args.json:
@@ -117,11 +119,12 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _here(backend: str | None) -> tuple[DeviceFacts, str, Rate]:
-    """The device that runs here, the machine in words, and the rate it is taken to reach."""
+def _here(backend: str | None) -> tuple[DeviceFacts, str, Rates]:
+    """The device that runs here, the machine in words, and the rates it is taken to reach."""
     found = device_facts(backend, backends.available())
     facts = machine_facts()
-    return found.device, found.machine.splitlines()[0], rate_of(found.device, chip_of(facts))
+    rates = partial(rate_of, found.device, chip_of(facts))
+    return found.device, found.machine.splitlines()[0], rates
 
 
 def _measured(shown: Described, device: DeviceFacts) -> float:
@@ -151,11 +154,11 @@ def table(
     shown: Sequence[Described],
     machine: str,
     device: DeviceFacts,
-    rate: Rate,
+    how: str,
     *,
     width: int = WIDEST,
 ) -> str:
-    """Every preset on one line; what each is for where the width allows it."""
+    """Every preset on one line, and how its time is known; what it is for where the width allows."""
     width = min(width, WIDEST)
     rule = "=" * min(width, 98)
     head = f"{'Name':<20}{'Params':>7}{'Layers':>7}{'Heads':>6}{'Embed':>6}{'Context':>8}"
@@ -183,7 +186,7 @@ def table(
             f"predicted peak of a step on {device.backend} here; ! is above the {budget} that a "
             "run may use.",
         ),
-        ("Time:   ", f"{rate.how}. Where a preset gives minutes, it is those."),
+        ("Time:   ", f"{how}. Where a preset gives minutes, it is those."),
         ("Here:   ", machine),
     ]
     lines += [
@@ -275,6 +278,10 @@ def as_object(s: Described, device: DeviceFacts) -> dict[str, Any]:
     }
 
 
+def _no_rate(precision: str, *, tf32: bool = False) -> Rate:
+    return Rate(None, "not shown")
+
+
 def markdown() -> str:
     """The README's table between its markers; the same on every machine."""
     rows = [
@@ -282,7 +289,7 @@ def markdown() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name in preset_names():
-        s = describe(find_config(name), README_DEVICE, Rate(None, "not shown"))
+        s = describe(find_config(name), README_DEVICE, _no_rate)
         m, c = s.config.model, s.counts
         if c is None:
             cells = ["the machine decides", "", "", "", ""]

@@ -11,13 +11,10 @@ from typing import Any
 
 import yaml
 
-from core.config.dialect_table import BLUEBERRY, MYPT, Term, Values, as_bool, told, whole
+from core.config.dialect_table import BLUEBERRY, MYPT, Term, Values, as_bool, told
 from core.config.yaml_text import parse_yaml
 from core.errors import PippinError
 
-# Facts of the story corpus, with its vocabulary of 4,096 pieces (2 MB of it, counted).
-STORY_BYTES, BYTES_PER_TOKEN = 640, 4.44
-MIN_STORY_BYTES = 100_000
 NUM_EXPERTS = 8
 
 
@@ -49,32 +46,6 @@ def _num_experts(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
     if near.get("model_type") == "standard":
         return {}, "left out: --model-type standard has no experts"
     return {"model.n_experts": value}, ""
-
-
-def _stories(per_unit: float) -> Callable[[Any, Mapping[str, Any]], tuple[Values, str]]:
-    def make(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
-        count = whole(value)
-        if count is None or count < 1:
-            raise PippinError(
-                "P012", f"{value!r} is not a whole number from 1.", kept="nothing was started."
-            )
-        if near.get("data.input_file") is not None or near.get("data.mixture") is not None:
-            raise PippinError(
-                "P012",
-                "--num-documents and --max-tokens set the size of the story corpus, and another text "
-                "is given.",
-                remedy=f"python tools/prepare_data.py text {near.get('data.input_file')} --num-documents "
-                "N, then tokens with --max-tokens N, and give the folder as --input_file",
-                kept="nothing was started.",
-            )
-        size = max(round(count * per_unit), MIN_STORY_BYTES)
-        before = near.get("data.corpus_bytes")
-        if isinstance(before, int) and before < size:
-            return {}, f"the stories are {before:,} bytes already"
-        least = " at least" if size == MIN_STORY_BYTES else ""
-        return {"data.corpus_bytes": size}, f"stories of about {per_unit:g} bytes each{least}"
-
-    return make
 
 
 def _amp_off(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
@@ -115,8 +86,8 @@ FLAGS: Mapping[str, Flag] = {
     "batch_size": _flag(BLUEBERRY, "batch_size", "as --micro-batch-size"),
     "model_type": Flag(Term(make=_model_type, architecture=True), "standard or moe"),
     "num_experts": Flag(Term(make=_num_experts, architecture=True), "experts of a block"),
-    "num_documents": Flag(Term(make=_stories(STORY_BYTES)), "stories to train on"),
-    "max_tokens": Flag(Term(make=_stories(BYTES_PER_TOKEN)), "tokens of stories to train on"),
+    "num_documents": _flag(BLUEBERRY, "num_documents", "stories to train on"),
+    "max_tokens": _flag(BLUEBERRY, "max_tokens", "tokens of stories to train on"),
     "no_amp": Flag(Term(make=_amp_off), "float32", switch=True),
     "no_fp8": Flag(Term(make=_fp8_off), "nothing is in FP8 here", switch=True),
 }

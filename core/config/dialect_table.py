@@ -12,9 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from core.config.schema import SECTIONS
+from core.errors import PippinError
 
 # Three matrices of 8/3 x d_model hold as many parameters as two of 4 x d_model.
 GATED_MULTIPLE = 8 / 3
+# Bytes of a story and of a token of the story corpus, with its vocabulary of 4,096 pieces (2 MB of
+# it, counted); and its smallest size.
+STORY_UNITS = {"num_documents": 640, "max_tokens": 4.44}
+MIN_STORY_BYTES = 100_000
 Values = dict[str, Any]
 Make = Callable[[Any, Mapping[str, Any]], tuple[Values, str]]
 
@@ -122,14 +127,15 @@ def _eval_batches(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
 
 def _warmup(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
     """A count, or below 1 a share of the run."""
-    total = whole(near.get("max_iters", near.get("training.max_iters")))
+    names = ("max_iters", "training.max_iters", "train.total_steps")
+    total = next((n for name in names if (n := whole(near.get(name))) is not None), None)
     try:
         share = float(value)
     except (TypeError, ValueError):
         share = 1.0
     if 0 < share < 1:
         if total is None:
-            return {}, "left out: a share needs max_iters, and it is not given"
+            return {}, "left out: a share needs the number of steps, and none is given"
         return {"train.warmup_steps": round(share * total)}, f"{share:g} of {total}"
     return {"train.warmup_steps": value}, ""
 
@@ -191,6 +197,38 @@ def _experts(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
 
 def _no_fp8(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
     return {}, "left out: FP8 is not built" if as_bool(value) else "nothing here is in FP8"
+
+
+def _stories(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
+    """A number of documents or of tokens as the size of the story corpus; of two, the smaller."""
+    if any(near.get(name) is not None for name in ("data.input_file", "data.mixture")):
+        raise PippinError(
+            "P012",
+            "--num-documents and --max-tokens set the size of the story corpus, and another text "
+            "is given.",
+            remedy=f"python tools/prepare_data.py text {near.get('data.input_file')} --num-documents "
+            "N, then tokens with --max-tokens N, and give the folder as --input_file",
+            kept="nothing was started.",
+        )
+    sizes = {}
+    for name, per_unit in STORY_UNITS.items():
+        if near.get(name) is None:
+            continue
+        count = whole(near[name])
+        if count is None or count < 1:
+            raise PippinError(
+                "P012",
+                f"{name} is {near[name]!r}, which is not a whole number from 1.",
+                found=f"for example {name} 20000",
+                kept="nothing was started.",
+            )
+        sizes[name] = max(round(count * per_unit), MIN_STORY_BYTES)
+    name = min(sizes, key=lambda n: sizes[n])
+    least = " at least" if sizes[name] == MIN_STORY_BYTES else ""
+    why = (
+        f"stories by {name}, {STORY_UNITS[name]:g} bytes each{least}; another text has its own size"
+    )
+    return {"data.corpus_bytes": sizes[name]}, why
 
 
 def _dataset(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
@@ -274,6 +312,8 @@ BLUEBERRY = Dialect(
             "gradient_accumulation_steps": _to("train.grad_accum_steps"),
             "max_steps": Term(make=_micro_steps("train.total_steps")),
             "muon_lr": Term(make=_muon_lr),
+            "num_documents": Term(make=_stories),
+            "max_tokens": Term(make=_stories),
             "weight_decay": _to("train.weight_decay"),
             "grad_clip": _to("train.max_grad_norm"),
             "eval_every": Term(make=_micro_steps("train.eval_interval")),

@@ -140,7 +140,8 @@ def load(
     for name, value in (flags or {}).items():
         where = (typed or {}).get(name, "--" + name.partition(".")[2])
         draft.set(name, value, Source("flag", where))
-    made = translate_flags(foreign or {}, draft.values, locked=locked, note=note, warn=warn)
+    stated = {**draft.values, **dict(map(parse_override, overrides))}
+    made = translate_flags(foreign or {}, stated, locked=locked, note=note, warn=warn)
     for name, (flag, value) in made.items():
         if name in (flags or {}) and (flags or {})[name] != value:
             raise PippinError(

@@ -118,7 +118,11 @@ def resolve_auto(
     planner = _Planner(draft, data, device, dial)
     speed = None
     sized = any(draft.is_auto(k) for k in ("model.d_model", "model.n_layers"))
-    if measure is not None and (dial or sized or draft.is_auto("train.total_steps")):
+    # The length that goes with a depth needs no speed.
+    timed = draft.is_auto("train.total_steps") and (
+        dial is None or dials.is_given(draft, "train.minutes")
+    )
+    if measure is not None and (sized or timed):
         share = data.fill / data.work
         speed = planner.resolve_size(lambda config: share * measure(config), how)
     resolve_shape(draft, *LADDER[0])

@@ -24,7 +24,7 @@ import numpy as np
 
 from core.backend import Availability, CreateBackend
 from core.checkpoint import initial_checkpoint
-from core.config.draft import Draft, Source
+from core.config.draft import Draft
 from core.config.load import build, load
 from core.config.schema import ModelConfig, RunConfig
 from core.machine.autoconfig import (
@@ -39,9 +39,10 @@ from core.machine.detect import device_facts, machine_facts
 from core.machine.facts import MachineFacts
 from core.machine.memory import predict_training_memory
 from core.machine.probe import Probe
+from core.machine.rate import peak_rate, slow_speed
 from core.machine.scaling import STORY_BYTES_PER_TOKEN, Tier
-from core.machine.speed import flops_per_token, measure_tokens_per_s, peak_flops
-from core.machine.timebudget import parse_minutes
+from core.machine.speed import flops_per_token, measure_tokens_per_s
+from core.machine.timebudget import apply_time_budget, parse_minutes
 from core.params import num_parameters, param_specs
 
 PROBE_SECONDS = 2.0
@@ -79,7 +80,7 @@ class AutoConfigurator:
         config: The resolved experiment.
         draft: Every value with its source and reason.
         tokens_per_s: Speed at the chosen size; None where it does not fit.
-        speed_source: "measured", or "estimated from ...".
+        speed_source: "measured", "estimated from ..." or "predicted: ...".
         notes: What the user's own values and a depth have to say to each other.
     """
 
@@ -183,9 +184,7 @@ def auto_configure(
     if time_budget is not None:
         flags["train.minutes"] = parse_minutes(time_budget)
     draft = load(config=config, overrides=overrides, flags=flags)
-    if time_budget is not None and draft.sources["train.minutes"].where == "--minutes":
-        source = Source("flag", f"--time-budget {time_budget}")
-        draft.set("train.minutes", draft.values["train.minutes"], source)
+    notes = () if time_budget is None else apply_time_budget(draft, time_budget)
     dial = None if depth is None else apply_depth(draft, depth)
     facts = machine_facts(probe)
     available = installed(facts) if backends is None else backends.available()
@@ -200,10 +199,16 @@ def auto_configure(
     how = "measured" if backends is not None else "estimated"
     speed = resolve_auto(draft, data, found.device, measure, dial, how=how)
     draft.resolve("train.save_dir", "checkpoints/auto", "train.py takes the next free name")
-    notes = () if dial is None else dial.notes
-    return AutoConfigurator(
-        found.machine, found.device, build(draft), draft, speed, speed_source, notes
-    )
+    notes += () if dial is None else dial.notes
+    decided = build(draft)
+    if speed is None and _fits(decided, found.device):
+        slow = (
+            slow_speed(decided, found.device, facts, decided.data.seq_len)
+            if how == "measured"
+            else None
+        )
+        speed, speed_source = slow or (measure(decided), speed_source)
+    return AutoConfigurator(found.machine, found.device, decided, draft, speed, speed_source, notes)
 
 
 def installed(facts: MachineFacts) -> dict[str, Availability]:
@@ -232,13 +237,20 @@ def installed(facts: MachineFacts) -> dict[str, Availability]:
 
 
 def estimate_flops(
-    device: DeviceFacts, facts: MachineFacts, *, clock: Callable[[], float] = time.perf_counter
+    device: DeviceFacts,
+    facts: MachineFacts,
+    precision: str = "float32",
+    *,
+    tf32: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, str]:
     """FLOP/s of a training step, and where the figure comes from.
 
     Args:
         device: The device of the run.
         facts: The machine.
+        precision: The configuration's `train.precision`; a processor's figure is of float32.
+        tf32: Its `train.tf32`.
         clock: Monotonic seconds.
     """
     if not device.is_gpu:
@@ -246,8 +258,7 @@ def estimate_flops(
         return CPU_SHARE * cores * _core_flops(clock), "estimated from a matrix product"
     cards = () if facts.nvidia is None else facts.nvidia.gpus
     name = cards[0].name if cards else facts.cpu.name
-    half = device.native_bf16 and device.backend != "mps"
-    peak = peak_flops(name, "bfloat16" if half else "float32")
+    peak = peak_rate(device, name, precision, tf32=tf32)
     if peak is not None:
         return GPU_SHARE * peak, f"estimated from the published rate of {name}"
     slowest = UNKNOWN_GPU_FLOPS[device.backend]
@@ -273,9 +284,12 @@ def _speed(
     if backends is not None:
         create = backends.load(device.backend)
         return lambda config: _measure(create, config), "measured"
-    flops, how = estimate_flops(device, facts)
+    known, how = estimate_flops(device, facts)
 
     def estimate(config: RunConfig) -> float:
+        flops, t = known, config.train
+        if device.is_gpu:
+            flops, _ = estimate_flops(device, facts, t.precision, tf32=t.tf32)
         return flops / flops_per_token(config.model, param_specs(config.model), config.data.seq_len)
 
     return estimate, how
@@ -298,6 +312,11 @@ def _assumed_data(draft: Draft) -> DataFacts:
     vocab = draft.values["model.vocab_size"]
     vocab_size = STORY_VOCAB_SIZE if draft.is_auto("model.vocab_size") else int(vocab)
     return DataFacts(vocab_size, tokens, "stories", draft.values["data.input_file"] is None)
+
+
+def _fits(config: RunConfig, device: DeviceFacts) -> bool:
+    needed = predict_training_memory(config, param_specs(config.model)).total
+    return needed <= device.budget_bytes * config.train.memory_fraction
 
 
 def _held_out(values: Mapping[str, Any]) -> float:

@@ -108,10 +108,10 @@ def apply_depth(draft: Draft, depth: int) -> Dial:
                 )
             continue
         draft.set(name, value, Source("flag", dial.flag, f"{dial.flag}: {reasons[name]}"))
-    given_way = [n for n in (*DERIVED_SHAPE, *RATES, *LENGTH, *BATCH) if _states(draft, n)]
+    given_way = [n for n in (*DERIVED_SHAPE, *RATES, *LENGTH, *BATCH) if is_stated(draft, n)]
     for name in given_way:
         draft.set(name, AUTO, Source("default"))
-    if _states(draft, "train.lr"):
+    if is_stated(draft, "train.lr"):
         given_way.append("train.lr")
         draft.set("train.lr", measured_lr(), Source("default"))
     if given_way:
@@ -124,7 +124,7 @@ def is_given(draft: Draft, name: str) -> bool:
     return draft.sources[name].kind == "flag" and not draft.is_auto(name)
 
 
-def _states(draft: Draft, name: str) -> bool:
+def is_stated(draft: Draft, name: str) -> bool:
     """Whether a file or preset states a key."""
     return draft.sources[name].kind in ("file", "preset") and not draft.is_auto(name)
 

@@ -114,10 +114,12 @@ def _micro_batch(led: Ledger, sizes: Sizes, specs: Sequence[ParamSpec]) -> None:
     chunks = sizes.tokens / rows
     ahead = float(np.interp(chunks, LOSS_CHUNKS, LOSS_CHUNKS_AHEAD))
     led.add(LOGITS, embed)
-    # Narrower ones are there beside float32: logits as they come, the gradient as it goes.
-    made = LOSS_AHEAD + sizes.half
+    # Narrower ones are there beside float32: logits as they come, the gradient as it goes. The padded
+    # exponentials come between them, so that only the larger of both is there at once.
+    padded = 0.0
     if m.vocab_size > FSUM_BLOCK and m.vocab_size % FSUM_BLOCK:
-        made += -(-m.vocab_size // FSUM_BLOCK) * FSUM_BLOCK / m.vocab_size
+        padded = -(-m.vocab_size // FSUM_BLOCK) * FSUM_BLOCK / m.vocab_size
+    made = LOSS_AHEAD + max(float(sizes.half), padded)
     matrices = min(HEAD_AHEAD, chunks)
     led.spike(LOGITS, made * ahead * 4 * rows * m.vocab_size + matrices * embed, "logits")
     led.drop(LOGITS, embed)

@@ -2,15 +2,24 @@
 
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
+from core.config.schema import RunConfig
 from core.machine.facts import MachineFacts
 from core.machine.resolvers import DeviceFacts
-from core.machine.speed import peak_flops
+from core.machine.speed import flops_per_token, newton_schulz_flops, peak_flops
+from core.params import num_parameters, param_specs
 
 # Share of the measured or known matmul rate that training is taken to reach (docs/LOG.md).
 UTILISATION = 0.4
+# Dense TF32 has half the rate of bfloat16 (data sheets of A100, H100, RTX 4090).
+TF32_DIVISOR = 2.0
+# Initial values and a step that are expected to take longer are not measured for a forecast.
+SLOW_PROBE_S = 15.0
+# Initial values that are drawn and loaded in a second, on one core (50 M took 3.3 s).
+INITIALISED_PER_S = 15e6
 
 
 @dataclass(frozen=True)
@@ -28,16 +37,36 @@ def chip_of(machine: MachineFacts) -> str | None:
     return machine.apple.chip if machine.apple is not None else None
 
 
-def rate_of(device: DeviceFacts, chip: str | None) -> Rate:
+def peak_rate(
+    device: DeviceFacts, chip: str | None, precision: str, *, tf32: bool = False
+) -> float | None:
+    """FLOP/s of a GPU's large matmuls in a precision, None where they are not known.
+
+    Args:
+        device: The device.
+        chip: Name of its GPU.
+        precision: "float32", "bfloat16" or "float16".
+        tf32: Whether float32 matmuls may be of reduced precision.
+    """
+    if precision == "bfloat16" and not device.native_bf16:
+        precision = "float32"  # it is converted for each product
+    if precision == "float32" and tf32 and device.backend == "cuda" and device.native_bf16:
+        half = peak_flops(chip or "", "bfloat16")
+        return None if half is None else half / TF32_DIVISOR
+    return peak_flops(chip or "", precision)
+
+
+def rate_of(device: DeviceFacts, chip: str | None, precision: str, *, tf32: bool = False) -> Rate:
     """What training is taken to reach on a device.
 
     Args:
         device: The device.
         chip: Name of its GPU, None for a processor.
+        precision: The configuration's `train.precision`.
+        tf32: Its `train.tf32`.
     """
-    precision = "bfloat16" if device.native_bf16 and device.backend != "mps" else "float32"
     if device.is_gpu:
-        peak = peak_flops(chip or "", precision)
+        peak = peak_rate(device, chip, precision, tf32=tf32)
         if peak is None:
             return Rate(None, f"unknown: no matmul rate of {chip or 'this GPU'} is known")
         return Rate(UTILISATION * peak, f"predicted: {UTILISATION:.0%} of the known matmul rate")
@@ -46,6 +75,48 @@ def rate_of(device: DeviceFacts, chip: str | None) -> Rate:
     return Rate(UTILISATION * flops, how)
 
 
+def step_seconds(config: RunConfig, rate: Rate, length: int) -> float | None:
+    """How long a step is expected to take, None where the rate is not known.
+
+    Args:
+        config: The experiment.
+        rate: What it is taken to reach.
+        length: Positions of a row.
+    """
+    if rate.flops is None:
+        return None
+    specs, t = param_specs(config.model), config.train
+    positions = t.micro_batch_size * t.grad_accum_steps * length
+    work = flops_per_token(config.model, specs, config.data.seq_len) * positions
+    products = newton_schulz_flops(specs, t.ns_steps) if t.optimizer == "muon" else 0.0
+    # Newton-Schulz is nothing but large products: 56 of 81 GFLOP/s at width 512, on two cores.
+    return work / rate.flops + products * UTILISATION / rate.flops
+
+
+def slow_speed(
+    config: RunConfig, device: DeviceFacts, machine: MachineFacts, length: int
+) -> tuple[float, str] | None:
+    """Expected positions per second and how they are known, where measuring them would take long.
+
+    Args:
+        config: The experiment.
+        device: The device of the run.
+        machine: The machine that has it.
+        length: Positions of a row.
+
+    Returns:
+        None where initial values and a step take at most `SLOW_PROBE_S`, or no rate is known.
+    """
+    t = config.train
+    rate = rate_of(device, chip_of(machine), t.precision, tf32=t.tf32)
+    step = step_seconds(config, rate, length)
+    initial = num_parameters(param_specs(config.model)) / INITIALISED_PER_S
+    if step is None or initial + step <= SLOW_PROBE_S:
+        return None
+    return t.micro_batch_size * t.grad_accum_steps * length / step, rate.how
+
+
+@lru_cache(maxsize=1)
 def matmul_flops(seconds: float = 0.3) -> float:
     """float32 FLOP/s of numpy's matmul on this processor, the best of a short while."""
     n = 768

@@ -5,6 +5,7 @@ FLOPs count matrix products only, forward and backward: 6 per multiplied paramet
 counted, so it shows as lost utilisation.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -33,6 +34,18 @@ def flops_per_token(model: ModelConfig, specs: Sequence[ParamSpec], seq_len: int
     """Training FLOPs of one token, forward and backward."""
     attention = 12.0 * model.n_layers * model.n_heads * model.head_dim * seq_len
     return 6.0 * num_matmul_parameters(specs) + attention
+
+
+def newton_schulz_flops(specs: Sequence[ParamSpec], ns_steps: int) -> float:
+    """FLOPs of Muon's Newton-Schulz in one step: X X^T, its square, and their product with X."""
+    total = 0.0
+    for spec in specs:
+        if spec.group == "matrix":
+            *stacked, rows, columns = spec.shape
+            short, long = sorted((rows, columns))
+            each = 4.0 * short**2 * long + 2.0 * short**3
+            total += ns_steps * each * math.prod(stacked)
+    return total
 
 
 def peak_flops(device: str, precision: str) -> float | None:

@@ -24,8 +24,8 @@ from core.machine.choose import choose_backend
 from core.machine.depth import Dial
 from core.machine.memory import checkpoint_bytes, predict_training_memory
 from core.machine.micro_batch import Probed, settle_micro_batch
-from core.machine.rate import chip_of, rate_of
-from core.machine.speed import flops_per_token, measure_tokens_per_s
+from core.machine.rate import slow_speed
+from core.machine.speed import measure_tokens_per_s
 from core.machine.system import on_apple_silicon
 from core.params import ParamSpec, num_active_parameters, num_parameters, param_specs
 from core.training import format as fmt
@@ -41,8 +41,6 @@ from core.training.textdata import TextData, text_data
 from core.training.vocabulary import check_vocabulary
 
 PROBE_SECONDS = 2.0
-# A step that is expected to take longer is not measured for a forecast.
-SLOW_STEP_S = 10.0
 
 
 class Session:
@@ -52,6 +50,7 @@ class Session:
         self.options = options
         self.backends = backends
         self.console = console
+        self._pace = "measured"
 
     def run(self) -> int:
         """Do what the options ask for; returns the exit code.
@@ -67,7 +66,8 @@ class Session:
         draft = self._draft(start)
         dial = apply_dial(draft, self.options, start, self.console)
         device = self._device(draft)
-        if self.options.max_steps is not None and draft.is_auto("train.total_steps"):
+        is_timed = self.options.time_budget is not None
+        if self.options.max_steps and draft.is_auto("train.total_steps") and not is_timed:
             draft.set("train.total_steps", self.options.max_steps, Source("flag", "--max-steps"))
         if self.options.manual_config:
             self._require_complete(draft)
@@ -87,8 +87,8 @@ class Session:
         specs = param_specs(config.model)
         self.console.decided(draft)
         tell_dial(draft, dial, specs, facts.fill, self.console)
-        how = "measured"
-        if self.options.dry_run and speed is None:
+        how = self._pace
+        if (self.options.dry_run or dial is not None) and speed is None:
             speed, how = self._expected_speed(config, specs, device, facts)
         self._forecast(config, specs, device, speed, how, facts.fill, stop_step)
         if self.options.dry_run:
@@ -290,13 +290,10 @@ class Session:
         budget = device.budget_bytes * config.train.memory_fraction
         if predict_training_memory(config, specs).total > budget:
             return None, "unknown: a step does not fit, so none is tried"
-        rate = rate_of(device, chip_of(detect.machine_facts()))
-        t, length = config.train, math.ceil(data.work * config.data.seq_len)
-        work = flops_per_token(config.model, specs, config.data.seq_len)
-        step = work * t.micro_batch_size * t.grad_accum_steps * length
+        length = math.ceil(data.work * config.data.seq_len)
         share = data.fill / data.work
-        if rate.flops is not None and step / rate.flops > SLOW_STEP_S:
-            return share * rate.flops / work, rate.how
+        if (slow := slow_speed(config, device, detect.machine_facts(), length)) is not None:
+            return share * slow[0], slow[1]
         return share * self._measure(config, length), "measured"
 
     def _settle_memory(self, draft: Draft, device: DeviceFacts) -> None:
@@ -315,7 +312,18 @@ class Session:
             return self.backends.probe_step(config, limit_bytes)
 
     def _measure(self, config: RunConfig, length: int) -> float:
-        """Positions per second, with fewer rows at once where memory does not suffice."""
+        """Positions per second, with fewer rows at once where memory does not suffice.
+
+        Where a depth is only looked at, a step that takes long is predicted.
+        """
+        if self.options.depth is not None and (self.options.dry_run or self.options.print_config):
+            facts = detect.device_facts(config.train.backend, self.backends.available())
+            if (
+                slow := slow_speed(config, facts.device, detect.machine_facts(), length)
+            ) is not None:
+                speed, self._pace = slow
+                self.console.fact("speed", f"{fmt.si(speed)} tok/s, {self._pace}")
+                return speed
         while True:
             try:
                 return self._measure_once(config, length)

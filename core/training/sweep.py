@@ -5,6 +5,8 @@ the first, so that they differ in the rates alone. Ctrl-C keeps what is there; t
 on: finished runs are skipped, an unfinished one is resumed.
 """
 
+import contextlib
+import glob
 import json
 import math
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ from core.training.runlog import METRICS_NAME, SUMMARY_NAME, read_rows, write_js
 from core.training.session import Session
 
 RECORD = "sweep.json"
+CONFIG_NAME = "config.json"
 # Options that change nothing of what the runs compute.
 OUTWARD = (
     "lr",
@@ -84,8 +87,18 @@ class Sweep:
                 kept="nothing was started.",
             )
         only_look = self.options.print_config or self.options.dry_run
+        before, mark = self._record(), _stamp(self.points[0].folder)
         if not only_look:
             self._claim()
+        try:
+            return self._runs(only_look=only_look)
+        except PippinError:
+            # Refused before the first run wrote anything: the corrected command finds all as it was.
+            if not only_look and len(self.trained) < 2 and _stamp(self.points[0].folder) == mark:
+                self._give_up_claim(before)
+            raise
+
+    def _runs(self, *, only_look: bool) -> int:
         rates = ", ".join(f"{p.lr:g}" for p in self.points)
         if not self.options.print_config:
             self.console.fact("sweep", f"{len(self.points)} learning rates: {rates}")
@@ -104,15 +117,35 @@ class Sweep:
     # Where and what
 
     def _rates(self) -> list[float]:
+        self._refuse_fixed_rate()
         rates: list[float] = []
         for text in self.options.lr:
             value = load(overrides=[f"train.lr={text}"]).values["train.lr"]
-            if value in rates:
+            # Folders and the record know a rate by its first six digits.
+            if f"{value:g}" in [f"{rate:g}" for rate in rates]:
                 raise PippinError(
-                    "P012", f"--lr {text} is given twice.", kept="nothing was started."
+                    "P012",
+                    f"--lr {text} is given twice.",
+                    found=f"the run of each would be {self.base}-lr-{value:g}",
+                    remedy="leave out one of them",
+                    kept="nothing was started.",
                 )
             rates.append(float(value))
         return rates
+
+    def _refuse_fixed_rate(self) -> None:
+        """An override of the rate would win over every --lr: one rate under several names."""
+        fixed = [o for o in self.options.overrides if parse_override(o)[0] == "train.lr"]
+        if (rate := self.options.foreign.get("learning_rate")) is not None:
+            fixed.append(f"--learning_rate {rate}")
+        if fixed:
+            raise PippinError(
+                "P012",
+                f"{fixed[-1]} gives every run of the sweep the same rate.",
+                found="".join(f" --lr {text}" for text in self.options.lr).strip(),
+                remedy=f"leave out {fixed[-1]}",
+                kept="nothing was started.",
+            )
 
     def _settings(self) -> dict[str, Any]:
         """What all runs have in common, to know the sweep again."""
@@ -122,7 +155,7 @@ class Sweep:
     def _claim(self) -> None:
         """Find the sweep's record, or begin one; refuse folders that are of something else."""
         record = self._record()
-        if self.options.overwrite:
+        if self.options.overwrite or not self._has_begun(record):
             record = None
         elif record is not None and record["settings"] != self._settings():
             raise PippinError(
@@ -145,6 +178,24 @@ class Sweep:
         else:
             runs = record.get("runs", {})
             self.diverged = {lr for lr, run in runs.items() if run.get("state") == "not finite"}
+
+    def _has_begun(self, record: Mapping[str, Any] | None) -> bool:
+        """Whether a run of the record was begun; a record without one keeps nothing."""
+        runs = {} if record is None else record.get("runs", {})
+        if any(run.get("state") != "missing" for run in runs.values()):
+            return True
+        names = glob.escape(f"{self.base}-lr-")
+        return any(is_run(folder) for folder in self.runs_dir.glob(f"{names}*"))
+
+    def _give_up_claim(self, before: Mapping[str, Any] | None) -> None:
+        """Put back what was there before `_claim`."""
+        if before is not None:
+            self._write(before)
+            return
+        with contextlib.suppress(OSError):  # another program's file is there, or it is gone
+            (self.folder / RECORD).unlink()
+            self.folder.rmdir()
+            self.runs_dir.rmdir()
 
     def _record(self) -> dict[str, Any] | None:
         try:
@@ -177,11 +228,10 @@ class Sweep:
             options = self._going_on(point)
         else:
             options = replace(
-                self.options,
-                lr=[f"{point.lr:g}"],
+                self._untimed(common) if (common := self._common(point)) else self.options,
+                lr=[repr(point.lr)],
                 save_dir=str(point.folder),
                 model_name=None,
-                overrides=[*self._common(point), *self.options.overrides],
             )
         self.trained.append(point.folder)
         try:
@@ -222,6 +272,13 @@ class Sweep:
             if is_auto_key(key) and not rate and key not in given and name in first[section]:
                 out.append(f"{key}={json.dumps(first[section][name])}")
         return out
+
+    def _untimed(self, common: list[str]) -> Options:
+        """The options of a run whose length is known: the time stays in its configuration alone."""
+        minutes = self.options.asked_minutes()
+        time = [] if minutes is None else [f"train.minutes={minutes!r}"]
+        overrides = [*common, *time, *self.options.overrides]
+        return replace(self.options, overrides=overrides, time_budget=None, minutes=None)
 
     def _finished(self, point: Point) -> dict[str, Any] | None:
         """The summary of a run that needs no more steps."""
@@ -320,9 +377,18 @@ def _place(options: Options) -> tuple[Path, str]:
     return RUNS_DIR, name
 
 
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    """Tells whether a run began in a folder: the first thing that it writes is its configuration."""
+    try:
+        found = (folder / CONFIG_NAME).stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
 def _config(folder: Path) -> dict[str, Any] | None:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return config if isinstance(config, dict) and "model" in config else None

@@ -4,6 +4,7 @@ The run's lock names its process; `logs/metrics.jsonl` is read from where the la
 figure that was not logged is absent.
 """
 
+import glob
 import json
 import math
 import os
@@ -71,6 +72,7 @@ class Snapshot:
         pressure: macOS's level of memory pressure, None elsewhere.
         plan: What its configuration predicts, None where it cannot be read.
         others: Other programs that hold much memory, the largest first.
+        after: An earlier run of the same process, as in a sweep: what it left is counted too.
     """
 
     system: SystemMemory
@@ -82,6 +84,7 @@ class Snapshot:
     pressure: int | None = None
     plan: "Plan | None" = None
     others: tuple[OtherProcess, ...] = ()
+    after: str | None = None
 
     @property
     def run_bytes(self) -> int | None:
@@ -224,17 +227,39 @@ def run_status(
         read_process: Source of a process's memory.
         host: Name of this machine; by default found out.
     """
-    try:
-        lock = json.loads((run / LOCK_NAME).read_text(encoding="utf-8"))
-        pid, started, where = int(lock["pid"]), float(lock["started"]), str(lock["host"])
-    except (OSError, ValueError, KeyError, TypeError):
+    if (lock := _read_lock(run)) is None:
         return RunStatus("unknown")
+    pid, started, where = lock
     if where != (platform.node() if host is None else host):
         return RunStatus("elsewhere", pid, where)
     process = read_process(pid)
     if process is None or process.started > started + _CLOCK_SLACK_S:
         return RunStatus("ended", pid, where)
     return RunStatus("running", pid, where, process)
+
+
+def _read_lock(run: Path) -> tuple[int, float, str] | None:
+    """Process, its seconds since 1970 when it took the lock, and host."""
+    try:
+        lock = json.loads((run / LOCK_NAME).read_text(encoding="utf-8"))
+        return int(lock["pid"]), float(lock["started"]), str(lock["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def earlier_run(run: Path) -> str | None:
+    """The run of a sweep that the same process trained before this one, the nearest; else None."""
+    base, is_sweep, _ = run.name.rpartition("-lr-")
+    lock = _read_lock(run)
+    if not is_sweep or lock is None:
+        return None
+    pid, started, host = lock
+    found = []
+    for other in run.parent.glob(f"{glob.escape(base)}-lr-*"):
+        seen = _read_lock(other)
+        if seen is not None and (seen[0], seen[2]) == (pid, host) and seen[1] < started:
+            found.append((seen[1], other.name))
+    return max(found)[1] if found else None
 
 
 class Watch:
@@ -275,6 +300,7 @@ class Watch:
             memory_pressure(),
             self._plan,
             self._others,
+            None if self.run is None else earlier_run(self.run),
         )
 
     def _look_at_plan(self, run: Path) -> None:
@@ -311,6 +337,7 @@ def as_object(snapshot: Snapshot, now: float) -> dict[str, Any]:
                 "metrics": snapshot.metrics,
                 "memory_bytes": snapshot.run_bytes,
                 "peak_bytes": snapshot.run_peak_bytes,
+                "after_in_same_process": snapshot.after,
                 **({} if snapshot.plan is None else vars(snapshot.plan)),
             }
         )

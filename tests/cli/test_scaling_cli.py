@@ -62,6 +62,44 @@ def test_every_automatic_value_of_the_quick_start_has_a_reason(here, capsys):
     assert found["config"]["train"]["minutes"] == pytest.approx(1 / 3)
 
 
+def test_a_time_budget_beats_the_length_of_a_file(here, capsys, monkeypatch):
+    monkeypatch.setattr(Session, "_measure", lambda self, *a, **k: 2_000.0)
+    path = here / "ten.yaml"
+    path.write_text("train: {total_steps: 10, warmup_steps: 8, micro_batch_size: 2}\n")
+    args = ("--config", path, *TEXT, "model.d_model=32", "model.n_layers=1")
+    found = printed(capsys, here, *args, "--time-budget", "15s")
+    train, length = found["config"]["train"], found["sources"]["train.total_steps"]
+    # 15 s, of which 95 % go to steps, at 2,000 positions a second and 48 a step.
+    by_hand = 2_000 * 15 * 0.95 / 48
+    assert train["total_steps"] == pytest.approx(by_hand, abs=1) and length["kind"] == "auto"
+    assert train["warmup_steps"] == train["total_steps"] // 20
+    args = ("--input_file", write_text(here), "--backend", "cpu", *args, "--dry-run")
+    assert train_here(*args, "--time-budget", "15s") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--time-budget 15s decides the length" in out
+    assert "train.total_steps = 10, train.warmup_steps = 8" in out
+    assert train_here(*args, "--minutes", "3") == 0
+    assert "--minutes 3 has no effect: train.total_steps = 10" in capsys.readouterr().out
+
+
+def test_max_steps_stops_within_the_length_of_a_time_budget(here, capsys, monkeypatch):
+    monkeypatch.setattr(Session, "_measure", lambda self, *a, **k: 2_000.0)
+    args = ("--backend", "cpu", *TEXT, "--dry-run", "--time-budget", "15s", "--max-steps", "7")
+    assert train_here("--input_file", write_text(here), *args) == 0
+    assert "--max-steps 7: stop there; the schedule stays" in capsys.readouterr().out
+
+
+def test_a_width_alone_says_which_sizes_of_the_preset_stay(here, capsys, monkeypatch):
+    monkeypatch.setattr(Session, "_measure", lambda self, *a, **k: 2_000.0)
+    args = ("--input_file", write_text(here), "--backend", "cpu", *TEXT, "--dry-run")
+    assert train_here("--config", "dev", *args, "--d-model", "64") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "model.d_model is 64, and the file's other sizes were made for 256 and stay" in out
+    assert "model.d_ff = 680" in out and "model.d_ff=auto" in out
+    assert train_here("--config", "dev", *args, "--d-model", "256") == 0
+    assert "were made for" not in capsys.readouterr().out
+
+
 def test_the_dial_is_told_with_its_tokens_a_parameter(here, capsys):
     args = ("--backend", "cpu", *TEXT, "--depth", "1", "--dry-run", "model.d_model=32")
     assert train_here("--input_file", write_text(here), *args) == 0
@@ -80,6 +118,10 @@ def test_the_dial_is_told_with_its_tokens_a_parameter(here, capsys):
         (("--time-budget", "30"), "P012", "30m is 30 minutes"),
         (("--time-budget", "soon"), "P012", "1h30m"),
         (("--time-budget", "30m", "--minutes", "5"), "P012", "two times"),
+        (("--time-budget", "30m", "train.minutes=5"), "P012", "train.minutes=5 are two times"),
+        (("--time-budget", "30m", "train.total_steps=20"), "P012", "train.total_steps=20"),
+        (("--time-budget", "30m", "--max-iters", "20"), "P012", "--max_iters"),
+        (("--time-budget", "30m", "--manual-config"), "P012", "leave one out"),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_made(here, capsys, args, code, words):
@@ -105,6 +147,32 @@ def test_what_is_too_large_for_memory_is_refused_without_a_probe(here, capsys, m
     args = ("--backend", "cpu", *TEXT, "--depth", "100", "--dry-run")
     assert train_here("--input_file", write_text(here), *args) != 0
     assert capsys.readouterr().err.startswith("P101")
+
+
+@pytest.mark.parametrize("looks", ["--dry-run", "--print-config"])
+@pytest.mark.parametrize("more", [(), ("--time-budget", "30m")])
+def test_a_depth_that_is_only_looked_at_trains_no_slow_step(here, capsys, monkeypatch, looks, more):
+    """8 layers of width 512 take over a minute on a processor of 10 MFLOP/s."""
+
+    def never(*args, **kwargs):
+        raise AssertionError("a slow step was trained")
+
+    monkeypatch.setattr(Session, "_measure_once", never)
+    monkeypatch.setattr("core.machine.rate.matmul_flops", lambda: 1e7)
+    args = ("--backend", "cpu", *TEXT, "--depth", "8", looks, *more)
+    assert train_here("--input_file", write_text(here), *args) == 0
+    out = capsys.readouterr().out
+    assert looks == "--print-config" or "predicted: 40% of 0 GFLOP/s" in out
+
+
+def test_a_plain_depth_needs_no_speed_and_a_quick_one_is_measured(here, capsys, monkeypatch):
+    monkeypatch.setattr("core.machine.rate.matmul_flops", lambda: 1e15)
+    calls = []
+    monkeypatch.setattr(Session, "_measure_once", lambda self, *a: calls.append(a) or 1234.0)
+    args = ("--input_file", write_text(here), "--backend", "cpu", *TEXT, "--depth", "1")
+    assert train_here(*args, "--print-config") == 0 and not calls
+    assert train_here(*args, "--dry-run") == 0 and len(calls) == 1
+    assert "1.2k tok/s, measured" in capsys.readouterr().out
 
 
 # backend: auto

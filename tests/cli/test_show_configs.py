@@ -6,6 +6,7 @@ Run: python -m pytest tests/cli/test_show_configs.py
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -25,6 +26,11 @@ def quick(monkeypatch):
     monkeypatch.setattr("core.machine.rate.matmul_flops", lambda seconds=0.3: 1e11)
 
 
+def constant(flops, how="given"):
+    """The same rate in every precision."""
+    return lambda precision, *, tf32=False: Rate(flops, how)
+
+
 def run(capsys, *args):
     code = show_configs.main(list(args))
     return code, *capsys.readouterr()
@@ -41,15 +47,17 @@ def test_the_table_has_every_preset_and_its_true_size(capsys):
 
 
 def test_the_table_fits_a_terminal_of_80_columns():
-    device, rate = CPU, Rate(1e11, "predicted: " + "word " * 20)
-    shown = [describe(show_configs.find_config(n), device, rate) for n in preset_names()]
-    narrow = show_configs.table(shown, "a machine", device, rate, width=80).splitlines()
+    device, how = CPU, "predicted: " + "word " * 20
+    shown = [
+        describe(show_configs.find_config(n), device, constant(1e11, how)) for n in preset_names()
+    ]
+    narrow = show_configs.table(shown, "a machine", device, how, width=80).splitlines()
     assert max(map(len, narrow)) <= 80 and not any("…" in line for line in narrow)
     at = next(i for i, line in enumerate(narrow) if line.startswith("----"))
     starts = [i for i, c in enumerate(narrow[at]) if c == " "]
     for line in narrow[at + 1 : at + 1 + len(shown)]:
         assert len(line.split()) >= 8 and all(line[i] == " " for i in starts[:7]), line
-    assert "Best for" in show_configs.table(shown, "a machine", device, rate)
+    assert "Best for" in show_configs.table(shown, "a machine", device, how)
 
 
 def test_the_page_of_one_in_the_guide_s_form(capsys):
@@ -122,7 +130,7 @@ def test_counts_by_hand():
 
 
 def test_time_by_hand():
-    shown = describe(show_configs.find_config("minimal"), CPU, Rate(1e12, "given"))
+    shown = describe(show_configs.find_config("minimal"), CPU, constant(1e12))
     matrices = 6 * (4 * 512**2 + 3 * 512 * 2048) + 32000 * 512
     flops = 6 * matrices + 12 * 6 * 512 * 1024
     assert shown.tokens == 100 * 1024
@@ -131,11 +139,44 @@ def test_time_by_hand():
 
 def test_a_rate_says_how_it_is_known():
     gpu = DeviceFacts("mps", "", is_gpu=True, native_bf16=True, budget_bytes=1)
-    known = rate_of(gpu, "Apple M4")
+    known = rate_of(gpu, "Apple M4", "float32")
     assert known.flops == pytest.approx(UTILISATION * 2.98e12) and "predicted" in known.how
-    unknown = rate_of(gpu, "Apple M9")
+    unknown = rate_of(gpu, "Apple M9", "float32")
     assert unknown.flops is None and "unknown" in unknown.how and "M9" in unknown.how
-    assert rate_of(CPU, None).flops == pytest.approx(UTILISATION * 1e11)
+    assert rate_of(CPU, None, "float32").flops == pytest.approx(UTILISATION * 1e11)
+
+
+@pytest.mark.parametrize(
+    ("chip", "native", "precision", "tf32", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", True, "bfloat16", False, 265.0),
+        ("NVIDIA A100-SXM4-80GB", True, "float32", False, 19.0),
+        ("NVIDIA A100-SXM4-80GB", True, "float32", True, 132.5),
+        ("Tesla T4", False, "float32", False, 4.0),
+        ("Tesla T4", False, "float16", False, 42.0),
+        # It has neither: both are computed in float32.
+        ("Tesla T4", False, "bfloat16", False, 4.0),
+        ("Tesla T4", False, "float32", True, 4.0),
+    ],
+)
+def test_the_rate_is_that_of_the_precision(chip, native, precision, tf32, tflops):
+    card = DeviceFacts("cuda", "", is_gpu=True, native_bf16=native, budget_bytes=1)
+    rate = rate_of(card, chip, precision, tf32=tf32)
+    assert rate.flops == pytest.approx(UTILISATION * tflops * 1e12)
+
+
+def test_the_time_of_a_file_is_at_the_rate_of_its_own_precision(tmp_path):
+    card = DeviceFacts("cuda", "", is_gpu=True, native_bf16=True, budget_bytes=80 * 10**9)
+    rates = partial(rate_of, card, "NVIDIA A100-SXM4-80GB")
+    seconds = {}
+    for precision in ("bfloat16", "float32"):
+        path = tmp_path / f"{precision}.yaml"
+        path.write_text(
+            "model: {vocab_size: 64, d_model: 16, n_layers: 1, n_heads: 2}\n"
+            f"train: {{total_steps: 10, precision: {precision}}}\n"
+        )
+        seconds[precision] = describe(path, card, rates).seconds
+    assert seconds["float32"] / seconds["bfloat16"] == pytest.approx(265 / 19)
 
 
 def test_a_measured_matmul_is_a_rate():

@@ -65,6 +65,19 @@ def test_what_the_machine_decides_is_decided_once(here, capsys, monkeypatch):
     assert next(speeds) == 9_000.0
 
 
+def test_a_time_budget_decides_the_length_of_all_runs_once(here, capsys, monkeypatch):
+    """The file states 4 steps and gives way; the second run is not measured."""
+    speeds = iter((100.0, 9_000.0))
+    monkeypatch.setattr(Session, "_measure", lambda self, *a, **k: next(speeds))
+    (here / "four.yaml").write_text("train: {total_steps: 4}\n")
+    more = ("--config", "four.yaml", "--time-budget", "15s")
+    assert train_here(*arguments(here, "1e-2", "1e-3", more=more)) == 0
+    one, other = (config(here, lr, "four")["train"] for lr in ("0.01", "0.001"))
+    assert one["total_steps"] == other["total_steps"] > 4
+    assert one["minutes"] == other["minutes"] == 0.25
+    assert next(speeds) == 9_000.0
+
+
 def test_an_interrupted_sweep_goes_on_where_it_was(here, capsys, monkeypatch):
     args = arguments(here, "1e-2", "1e-3")
     real, calls = Loop.run, []
@@ -131,7 +144,56 @@ def test_another_sweep_or_run_in_its_folders_is_refused(here, capsys):
     assert not (here / "checkpoints" / "mine-lr-sweep").exists()
 
 
+REFUSED = {
+    "warm-up": (("train.warmup_steps=50",), "P010"),
+    "depth": (("--depth", "0"), "P012"),
+    "stories": (("--num-documents", "0"), "P012"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_sweep_that_never_started_leaves_nothing(here, capsys, name):
+    more, code = REFUSED[name]
+    assert train_here(*arguments(here, "1e-2", "1e-3"), *more) == 2
+    assert capsys.readouterr().err.startswith(code) and not (here / "checkpoints").exists()
+
+
+def test_a_sweep_that_never_started_does_not_block_the_corrected_command(here, capsys):
+    folder = here / "checkpoints" / "quickstart-lr-sweep"
+    folder.mkdir(parents=True)
+    stopped = {"settings": {"overrides": ["train.warmup_steps=50"]}, "runs": {}}
+    (folder / "sweep.json").write_text(json.dumps(stopped))
+    assert train_here(*arguments(here, "1e-2", "1e-3")) == 0
+    assert {r["state"] for r in record(here).values()} == {"finished"}
+
+
+def test_a_refused_overwrite_keeps_the_sweep_that_was_there(here, capsys):
+    args = arguments(here, "1e-2", "1e-3")
+    assert train_here(*args) == 0
+    path = here / "checkpoints" / "quickstart-lr-sweep" / "sweep.json"
+    before = path.read_bytes()
+    assert train_here(*args, "--overwrite", "train.warmup_steps=50") == 2
+    assert path.read_bytes() == before
+    capsys.readouterr()
+    assert train_here(*args) == 0
+    assert "--lr 0.01 is finished" in capsys.readouterr().out
+
+
+def test_each_run_has_the_rate_that_was_asked_for(here, capsys):
+    """The folder's name has six digits; the run has all of them."""
+    assert train_here(*arguments(here, "0.0123456789", "1e-3")) == 0
+    assert config(here, "0.0123457")["train"]["lr"] == 0.0123456789
+
+
 BAD = {
+    "fixed rate": (("--lr", "0.1", "--lr", "0.2", "train.lr=0.5"), "P012", "train.lr=0.5"),
+    "foreign rate": (
+        ("--lr", "0.1", "--lr", "0.2", "--learning-rate", "0.1"),
+        "P012",
+        "--learning_rate 0.1",
+    ),
+    "one rate, two values": (("--lr", "0.02", "train.lr=0.5"), "P012", "--lr 0.02"),
+    "six digits": (("--lr", "0.01", "--lr", "0.01000000001"), "P012", "twice"),
     "twice": (("--lr", "0.1", "--lr", "1e-1"), "P012", "twice"),
     "no number": (("--lr", "0.1", "--lr", "fast"), "P010", "fast"),
     "resume": (("--lr", "0.1", "--lr", "0.2", "--resume", "x"), "P012", "sweep"),

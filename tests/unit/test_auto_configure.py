@@ -100,17 +100,68 @@ def test_depth_time_and_overrides_are_those_of_train():
         auto_configure(probe=probe, time_budget="soon")
 
 
+SIZE = ("model.d_model=256", "model.n_layers=4", "train.micro_batch_size=4")
+
+
 def test_estimates_follow_the_table_and_name_it():
     cases = [("m4_max_64gb", "mlx", 14.8e12), ("h100", "cuda", 784e12), ("t4", "cuda", 4e12)]
     for name, backend, peak in cases:
         facts = machine_facts(recorded(name))
         half = name != "t4"
         device = DeviceFacts(backend, "", True, half, 10**10)
-        flops, how = estimate_flops(device, facts)
+        flops, how = estimate_flops(device, facts, "bfloat16" if half else "float32")
         assert flops == pytest.approx(configurator.GPU_SHARE * peak), name
         assert "published rate" in how
     device = DeviceFacts("cuda", "", True, False, 10**10)
     assert "slowest" in estimate_flops(device, machine_facts(recorded("t400")))[1]
+
+
+def test_a_misspelt_flag_names_the_nearest(capsys):
+    assert auto_config.main(["--jsn"]) == 2
+    assert "did you mean --json?" in capsys.readouterr().err
+
+
+def test_a_depth_has_a_speed_and_a_slow_one_is_predicted(monkeypatch):
+    """Nothing depends on the speed of a plain depth, so a slow step is not trained for it."""
+
+    class Backends:
+        def available(self):
+            return installed(machine_facts(recorded("xeon_amx_cpu")))
+
+        def load(self, name):
+            return None
+
+    def never(*args):
+        raise AssertionError("a slow step was trained")
+
+    monkeypatch.setattr(configurator, "_measure", never)
+    monkeypatch.setattr("core.machine.rate.matmul_flops", lambda: 1e7)
+    found = auto_configure(Backends(), probe=recorded("xeon_amx_cpu"), depth=8)
+    assert found.tokens_per_s > 0 and found.speed_source.startswith("predicted")
+    quick = auto_configure(probe=recorded("h100"), measure=at(1e15), depth=4)
+    assert quick.tokens_per_s == at(1e15)(quick.config) and "does not fit" not in quick.lines()[-1]
+
+
+def test_an_estimate_is_of_the_precision_that_is_given():
+    """The published rates of an H100: 784 TFLOP/s in bfloat16 and 52 in float32."""
+    speeds = [
+        auto_configure(
+            probe=recorded("h100"),
+            overrides=["train.backend=cuda", f"train.precision={precision}", *SIZE],
+        ).tokens_per_s
+        for precision in ("bfloat16", "float32")
+    ]
+    assert speeds[0] / speeds[1] == pytest.approx(784 / 52)
+
+
+def test_a_time_budget_beats_the_length_of_a_preset():
+    found = auto_configure(
+        probe=recorded("h100"), measure=at(5e12), config="150M", time_budget="8h"
+    )
+    assert found.draft.sources["train.total_steps"].kind == "auto"
+    assert any("train.total_steps = 10,000" in note for note in found.notes)
+    with pytest.raises(PippinError, match="both give the length"):
+        auto_configure(probe=recorded("h100"), time_budget="8h", overrides=["train.total_steps=20"])
 
 
 def test_a_cpu_is_judged_by_the_best_of_its_products():

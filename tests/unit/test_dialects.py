@@ -8,7 +8,7 @@ import json
 import pytest
 
 import train
-from core.config.dialect_flags import FLAGS, STORY_BYTES
+from core.config.dialect_flags import FLAGS
 from core.config.load import load
 from core.errors import PippinError
 from core.machine.autoconfig import DeviceFacts
@@ -329,12 +329,41 @@ def test_the_kind_of_model_by_flags():
 
 def test_the_size_of_the_stories_by_flags():
     values, _, _ = from_flags("--num-documents", "500", "--max-tokens", "100000")
-    assert values["data.corpus_bytes"] == 500 * STORY_BYTES
+    assert values["data.corpus_bytes"] == 500 * 640
     values, _, _ = from_flags("--num_documents", "50000", "--max_tokens", "1e5")
     assert values["data.corpus_bytes"] == 444_000
     with pytest.raises(PippinError) as info:
         from_flags("--max-tokens", "1000", "--input_file", "a.txt")
     assert info.value.code == "P012" and "prepare_data" in info.value.remedy
+
+
+def test_the_size_of_the_stories_in_a_file_is_that_of_the_flags(tmp_path):
+    """The guide's 25,000 documents of 640 bytes; of two limits the smaller holds."""
+    given, told, _ = read(tmp_path, {**BLUEBERRY, "num_documents": 25_000})
+    assert given["data.corpus_bytes"] == 25_000 * 640 and any("num_documents" in t for t in told)
+    both = {**BLUEBERRY, "num_documents": 25_000, "max_tokens": 500_000}
+    given, _, _ = read(tmp_path, both)
+    assert given["data.corpus_bytes"] == 500_000 * 4.44
+    path = str(tmp_path / "c.yaml")
+    assert from_flags("--num-documents", "1000", config=path)[0]["data.corpus_bytes"] == 640_000
+    with pytest.raises(PippinError, match="num_documents is 'many'"):
+        read(tmp_path, {**BLUEBERRY, "num_documents": "many"})
+
+
+def test_a_warm_up_as_a_share_is_of_the_steps_wherever_they_are_given(tmp_path):
+    own, nanogpt = tmp_path / "own.yaml", tmp_path / "nanogpt.yaml"
+    own.write_text("train: {total_steps: 10}\n")
+    nanogpt.write_text("model: {n_layer: 2, n_embd: 32}\ntraining: {max_iters: 50}\n")
+    for path, more, steps in (
+        (own, (), 2),
+        (nanogpt, (), 10),
+        (own, ("--max_iters", "30"), 6),
+        (own, ("train.total_steps=100",), 20),
+    ):
+        values, _, _ = from_flags("--warmup_iters", "0.2", *more, config=str(path))
+        assert values["train.warmup_steps"] == steps
+    values, told, _ = from_flags("--warmup_iters", "0.2")
+    assert values["train.warmup_steps"] == "auto" and "none is given" in told[-1]
 
 
 def test_switches_and_rates_by_flags():

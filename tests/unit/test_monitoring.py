@@ -137,6 +137,26 @@ def test_a_run_that_needs_more_than_predicted_is_told():
     assert warnings(card, NOW) == []  # the process is not what was predicted
 
 
+def test_what_an_earlier_run_of_the_process_left_is_said_and_not_held_against_the_forecast(
+    tmp_path,
+):
+    """Two runs of a sweep, locked by this process one after the other."""
+    for name in ("a-lr-0.02", "a-lr-0.01", "b-lr-0.01"):
+        with RunFolder(tmp_path / name):
+            time.sleep(0.002)
+    looks = {
+        name: Watch(tmp_path / name, others=False).look()
+        for name in ("a-lr-0.02", "a-lr-0.01", "b-lr-0.01")
+    }
+    assert [look.after for look in looks.values()] == [None, "a-lr-0.02", None]
+    assert as_object(looks["a-lr-0.01"], NOW)["run"]["after_in_same_process"] == "a-lr-0.02"
+    above = mac(peaks={"memory_process_bytes": 8 * GIB}, after="a-lr-0.02")
+    assert warnings(above, NOW) == []
+    assert "with what a-lr-0.02 left" in dict(fact_rows(above))["run"]
+    card = mac(after="a-lr-0.02", plan=Plan(6 * GIB, 0.8, 16, 1, is_shared=False))
+    assert "left" not in dict(fact_rows(card))["run"]
+
+
 def test_alerts_are_shares_of_what_there_is():
     assert alerts(mac(free=6.0), None) == [] and alerts(mac(free=6.0), 0.85) == []
     found = alerts(mac(free=2.0, active=9.5, process=9.7), 0.75)

@@ -26,6 +26,11 @@ def is_above(most: float, predicted: float) -> bool:
     return most > ABOVE_PLAN * predicted and most > predicted + ABOVE_BYTES
 
 
+def is_mixed(snapshot: Snapshot) -> bool:
+    """Whether the run's memory has in it what an earlier run of the same process left."""
+    return snapshot.after is not None and (snapshot.plan is None or snapshot.plan.is_shared)
+
+
 def shares(snapshot: Snapshot) -> dict[str, tuple[float, float]]:
     """(in use, limit) in bytes of whatever has a limit, by name."""
     system, gpu = snapshot.system, snapshot.gpu
@@ -80,7 +85,8 @@ def warnings(snapshot: Snapshot, now: float, history: History | None = None) -> 
     if gpu is not None and peak is not None and peak > gpu.budget_bytes:
         notes.append("the run's peak is above what the GPU may use: a smaller micro-batch is safer")
     plan, most = snapshot.plan, snapshot.run_peak_bytes
-    if plan is not None and most is not None and is_above(most, plan.predicted_bytes):
+    above = plan is not None and most is not None and is_above(most, plan.predicted_bytes)
+    if plan is not None and most is not None and above and not is_mixed(snapshot):
         notes.append(
             f"the run needs {gigabytes(most)}, more than the predicted "
             f"{gigabytes(plan.predicted_bytes)}"

@@ -10,7 +10,7 @@ from core.machine.pressure import PRESSURE_NAMES
 from core.training.runfolder import RUNS_DIR
 from core.training.watch import Snapshot
 from tools.monitoring.history import History, graph
-from tools.monitoring.notes import warnings
+from tools.monitoring.notes import is_mixed, warnings
 from tools.monitoring.words import duration, gigabytes
 
 BAR_CELLS = 16
@@ -71,7 +71,8 @@ def fact_rows(snapshot: Snapshot) -> list[tuple[str, str]]:
         words = gigabytes(plan.predicted_bytes)
         if most is not None:
             share = 100 * most / plan.predicted_bytes
-            words += f" predicted, {gigabytes(most)} at most so far ({share:.0f} %)"
+            with_rest = f", with what {snapshot.after} left" if is_mixed(snapshot) else ""
+            words += f" predicted, {gigabytes(most)} at most so far ({share:.0f} %{with_rest})"
         rows.append(("run", f"{words}, {plan.micro_batch_size} x {plan.grad_accum_steps} rows"))
     elif most is not None:
         rows.append(("run", f"{gigabytes(most)} at most so far"))

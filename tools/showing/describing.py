@@ -6,7 +6,7 @@ that the machine decides is not guessed.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from core.config.draft import Draft
 from core.config.load import build, load
@@ -23,6 +23,14 @@ from core.paths import CONFIGS_DIR
 TEXT_VOCAB = {"char": 70, "byte": 261}
 # Memory of the README's table, which must not depend on the machine that wrote it.
 README_DEVICE = DeviceFacts("mlx", "", is_gpu=True, native_bf16=True, budget_bytes=1 << 40)
+
+
+class Rates(Protocol):
+    """The rate that a device is taken to reach in a precision."""
+
+    def __call__(self, precision: str, *, tf32: bool = False) -> Rate:
+        """See `core.machine.rate.rate_of`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,8 @@ def count(model: ModelConfig) -> Counts:
     )
 
 
-def describe(path: Path, device: DeviceFacts, rate: Rate) -> Described:
-    """A configuration on a device.
+def describe(path: Path, device: DeviceFacts, rates: Rates) -> Described:
+    """A configuration on a device, at the rate of its own precision.
 
     Raises:
         PippinError: P010 or P011 for a file that does not load.
@@ -104,6 +112,7 @@ def describe(path: Path, device: DeviceFacts, rate: Rate) -> Described:
     seconds: float | None = 60.0 * t.minutes
     how = "asked for"
     if not timed:
+        rate = rates(t.precision, tf32=t.tf32)
         work = flops_per_token(config.model, specs, config.data.seq_len) * tokens
         seconds = work / rate.flops if rate.flops and sized else None
         how = rate.how

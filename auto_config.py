@@ -13,6 +13,11 @@ import json
 import sys
 from typing import Any
 
+from core.environment import use_environment
+
+if __name__ == "__main__":
+    use_environment()
+
 import backends
 from core.cli import guarded, make_parser
 from core.machine import AutoConfigurator

@@ -7,8 +7,10 @@ never needed.
 
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
-    sys.exit("P502 Pippin needs Python 3.10 or newer.\n  try: brew install python@3.12")
+from core.environment import use_environment
+
+if __name__ == "__main__":
+    use_environment()
 
 import argparse
 import difflib
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends import checkpoint_format
-from core.checkpoint import Checkpoint, is_parameter, meta_summary, newest_valid
+from core.checkpoint import Checkpoint, is_parameter, meta_summary, newest_valid, with_intact
 from core.cli import guarded, make_parser
 from core.errors import PippinError
 from core.paths import is_safe_name
@@ -63,7 +65,7 @@ def find_source(text: str) -> tuple[Path, tuple[str, ...]]:
         path = runs / text
     if path.is_file():
         return path, ()
-    found = newest_valid(path, lambda p: checkpoint_format(p.suffix).open(p))
+    found = newest_valid(path, _open)
     if found is None:
         names = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
         near = difflib.get_close_matches(text, names, 8, 0.0)
@@ -74,6 +76,10 @@ def find_source(text: str) -> tuple[Path, tuple[str, ...]]:
         )
         raise PippinError("P302", reason, choices=near, kept="nothing was written.")
     return found
+
+
+def _open(path: Path) -> Checkpoint:
+    return checkpoint_format(path.suffix).open(path)
 
 
 def check_destination(src: Path, dst: Path, *, overwrite: bool) -> None:
@@ -169,9 +175,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         src, skipped = find_source(options.src)
         for line in skipped:
             print(f"! {line}", file=sys.stderr)
-        lines = convert(
-            src, options.dst, weights_only=options.weights_only, overwrite=options.overwrite
-        )
+        try:
+            lines = convert(
+                src, options.dst, weights_only=options.weights_only, overwrite=options.overwrite
+            )
+        except PippinError as error:
+            if error.code != "P303" or str(src) not in error.what:
+                raise
+            command = f"python convert.py {{}} {shlex.quote(str(options.dst))}"
+            raise with_intact(error, src, _open, command) from error
         print("\n".join(lines))
         return 0
 

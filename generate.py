@@ -6,8 +6,10 @@ A run's name or a checkpoint's path alone suffices: `python generate.py --model_
 
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
-    sys.exit("P502 Pippin needs Python 3.10 or newer.\n  try: brew install python@3.12")
+from core.environment import use_environment
+
+if __name__ == "__main__":
+    use_environment()
 
 import argparse
 from pathlib import Path
@@ -57,8 +59,20 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     given = [v for v in (args.model, args.model_name, args.checkpoint) if v is not None]
     if len(given) > 1:
         raise PippinError("P012", f"{len(given)} models were given; one is needed.", choices=given)
+    if given and not given[0].strip():
+        raise PippinError(
+            "P012",
+            "the model's name is empty.",
+            choices=run_names(),
+            remedy="python generate.py --model_name RUN, or leave it out for the newest run",
+        )
     if args.num_samples < 1:
-        raise PippinError("P601", f"num_samples is {args.num_samples}; it must be 1 or more.")
+        raise PippinError(
+            "P601",
+            f"num_samples is {args.num_samples}; it must be 1 or more.",
+            remedy="--num-samples 1",
+            kept="nothing was written.",
+        )
     args.model = given[0] if given else None
     return args
 

@@ -8,11 +8,10 @@
 import shlex
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - a stock Mac's Python is 3.9
-    sys.exit(
-        "P502 Pippin needs Python 3.10 or newer; this is {}.{}.\n  try: brew install python@3.12   "
-        "or   curl -LsSf https://astral.sh/uv/install.sh | sh".format(*sys.version_info[:2])
-    )
+from core.environment import use_environment
+
+if __name__ == "__main__":
+    use_environment()
 
 
 import backends
@@ -114,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(options.lr) > 1:
             command = shlex.join(["python", "train.py", *args])
             return Sweep(options, backends, console, command=command).run()
-        return Session(settle(options, console), backends, console).run()
+        return Session(settle(options, console), backends, console, argv=args).run()
 
     aborted = "aborted; nothing was saved by this."
     return guarded(run, debug="--debug" in args, aborted=aborted)

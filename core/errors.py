@@ -172,8 +172,9 @@ CODES: dict[str, tuple[str, str]] = {
     ),
     "P312": (
         "run folder not writable",
-        "The run folder cannot be created or written, or its disk is full. This is checked before "
-        "the first step; where the disk fills up later, the step is saved first if it can be.",
+        "The run folder cannot be created or written, or its disk is full or has no room for the "
+        "checkpoints or the stories of the run. This is checked before the first step; where the disk "
+        "fills up later, the step is saved first if it can be.",
     ),
     "P401": (
         "not finite",
@@ -195,7 +196,8 @@ CODES: dict[str, tuple[str, str]] = {
     "P502": (
         "wrong Python or package version",
         "The Python build or a package version is known to be wrong for this machine, for example an "
-        "Intel Python on Apple silicon, or torch below 2.12 on MPS.",
+        "Intel Python on Apple silicon, or torch below 2.12 on MPS; or a script was started by a "
+        "Python without the packages, and there is no .venv to go on with: ./setup.sh makes it.",
     ),
     "P503": (
         "backend and parameter table differ",
@@ -215,9 +217,11 @@ CODES: dict[str, tuple[str, str]] = {
 }
 
 
-def all_problems(code: str, problems: Sequence[str], *, what: str, remedy: str = "") -> PippinError:
+def all_problems(
+    code: str, problems: Sequence[str], *, what: str, remedy: str = "", kept: str = ""
+) -> PippinError:
     """One error that lists several problems, each on its own line."""
-    return PippinError(code, what, found="\n".join(problems), remedy=remedy)
+    return PippinError(code, what, found="\n".join(problems), remedy=remedy, kept=kept)
 
 
 def _rebuild(code: str, what: str, rest: Mapping[str, Any]) -> PippinError:

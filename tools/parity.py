@@ -14,6 +14,9 @@ import sys
 
 if not __package__:
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from core.environment import use_environment
+
+    use_environment()
 
 import argparse
 import json
@@ -95,7 +98,13 @@ def chosen_backends(text: str | None) -> list[str]:
     else:
         names = list(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
         for name in names:
-            backends.load(name)
+            try:
+                backends.load(name)
+            except PippinError as error:
+                here = ",".join(n for n, a in backends.available().items() if a.ok)
+                if error.remedy.startswith("--backend ") or not error.remedy:
+                    error.remedy = f"python tools/parity.py --backends {here}"
+                raise
     if len(names) < 2:
         found = ", ".join(names) or "none"
         raise PippinError(
@@ -277,7 +286,11 @@ def run(args: argparse.Namespace) -> int:
     """
     check_out(args.out)
     names = chosen_backends(args.backends)
-    config, notes = resolve_experiment(args.config, args.overrides, args.steps)
+    try:
+        config, notes = resolve_experiment(args.config, args.overrides, args.steps)
+    except PippinError as error:
+        error.remedy = error.remedy.replace("python train.py", "python tools/parity.py")
+        raise
     console = Console(stderr=args.json)
     for note in notes:
         console.print(f" {note}", highlight=False)

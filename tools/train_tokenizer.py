@@ -14,6 +14,9 @@ import sys
 
 if not __package__:
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from core.environment import use_environment
+
+    use_environment()
 
 import argparse
 import json

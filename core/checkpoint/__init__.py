@@ -13,6 +13,7 @@ from core.checkpoint.folder import (
     list_checkpoints,
     newest_valid,
     prune,
+    with_intact,
 )
 from core.checkpoint.meta import (
     DTYPES,
@@ -42,6 +43,7 @@ __all__ = [
     "open_npz",
     "prune",
     "verify",
+    "with_intact",
     "write_archive",
     "write_npz",
 ]

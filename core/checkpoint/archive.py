@@ -9,6 +9,7 @@ Values are guarded by the sha256 in the meta.
 
 import hashlib
 import os
+import shlex
 import struct
 import zipfile
 from collections import deque
@@ -163,7 +164,12 @@ def open_archive(path: Path, envelope: Envelope) -> Checkpoint:
     try:
         file = path.open("rb", buffering=0)
     except OSError as error:
-        raise PippinError("P306", f"{path} cannot be opened: {error.strerror}.") from error
+        raise PippinError(
+            "P306",
+            f"{path} cannot be opened: {error.strerror}.",
+            remedy=f"ls -l {shlex.quote(str(path))}   (is it there, and may you read it)",
+            kept="nothing was changed.",
+        ) from error
     try:
         return _open(path, file, envelope)
     except OSError as error:
@@ -265,7 +271,8 @@ def damaged(path: Path, found: str) -> PippinError:
         "P303",
         f"the checkpoint {path} is damaged.",
         found=f"{found}\nfile size {_size(path)}",
-        remedy="delete it; --resume uses the newest intact checkpoint of the run",
+        remedy="take another checkpoint of the run, or a copy of this one",
+        kept="nothing was changed.",
     )
 
 
@@ -275,6 +282,7 @@ def foreign(path: Path, found: str) -> PippinError:
         "P306",
         f"{path} is not a Pippin checkpoint.",
         found=f"{found}\nfile size {_size(path)}",
+        remedy="give a step_*.npz or step_*.pt of a run, or the run's folder",
         kept="nothing in it was run.",
     )
 

@@ -1,8 +1,10 @@
 """Files that are complete or absent: a temporary name in the same folder, flushed, then renamed."""
 
+import errno
 import fcntl
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -65,18 +67,34 @@ def _write_error(path: Path, error: Exception) -> PippinError:
         reason = f"{os.strerror(error.errno)} (errno {error.errno})"
     elif not isinstance(error, OSError):
         reason = f"{type(error).__name__}: {error}"
-    try:
-        free = f"{shutil.disk_usage(path.parent).free:,} bytes free on the disk"
-    except OSError:
-        free = f"the folder {path.parent} cannot be used"
+    found, remedy = _mend(path, error)
     kept = f"{path} is as it was before." if path.exists() else "earlier files are untouched."
     return PippinError(
         "P307",
         f"{path} could not be written: {reason}.",
-        found=free,
-        remedy="free space on the disk, or choose another folder by --save_dir",
+        found=found,
+        remedy=remedy,
         kept=f"{kept} The temporary file was removed.",
     )
+
+
+def _mend(path: Path, error: Exception) -> tuple[str, str]:
+    """What there is to know of the disk, and what mends it, whichever command was writing."""
+    folder = shlex.quote(str(path.parent))
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EROFS:
+        return "its disk is read-only.", "a folder on another disk, and the same command again"
+    if number in (errno.EACCES, errno.EPERM):
+        return "", f"ls -ld {folder}   (you may not write there), or another folder"
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return f"the folder {path.parent} cannot be used", f"mkdir -p {folder}"
+    try:
+        free = f"{shutil.disk_usage(path.parent).free:,} bytes free on the disk"
+    except OSError:
+        free = f"the folder {path.parent} cannot be used"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return free, "free space on the disk, and the same command again, or a folder elsewhere"
+    return free, "the same command again; where it fails the same way, check the disk"
 
 
 def clean_temporaries(folder: Path) -> tuple[Path, ...]:

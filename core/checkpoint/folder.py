@@ -1,8 +1,10 @@
 """The checkpoints of a run folder: the newest that verifies is the truth; no pointer file."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path
 
 from core.checkpoint.atomic import (
@@ -16,7 +18,18 @@ from core.checkpoint.meta import OpenCheckpoint
 from core.errors import PippinError
 from core.paths import STEP_FILE
 
-__all__ = ["clean_temporaries", "link_best", "list_checkpoints", "newest_valid", "prune"]
+__all__ = [
+    "BEST_FILES",
+    "clean_temporaries",
+    "is_intact",
+    "link_best",
+    "list_checkpoints",
+    "newest_valid",
+    "prune",
+    "with_intact",
+]
+
+BEST_FILES = ("best.npz", "best.pt")
 
 
 def list_checkpoints(folder: Path) -> tuple[Path, ...]:
@@ -57,7 +70,62 @@ def newest_valid(
             return path, tuple(problems)
     if not paths:
         return None
-    raise PippinError("P303", f"no checkpoint in {folder} can be read.", found="\n".join(problems))
+    raise PippinError(
+        "P303",
+        f"no checkpoint in {folder} can be read.",
+        found="\n".join(problems),
+        remedy=_last_resort(folder, open_checkpoint),
+        kept="nothing was changed.",
+    )
+
+
+def _last_resort(folder: Path, open_checkpoint: OpenCheckpoint) -> str:
+    """What is left where no checkpoint of a step is intact: the best, or a copy."""
+    for path in (folder / name for name in BEST_FILES):
+        if path.is_file() and is_intact(path, open_checkpoint):
+            again = f"python train.py --resume {shlex.quote(str(path))} --overwrite"
+            return f"{again}   (the best is intact; the damaged ones after it are removed)"
+    return "put back a copy of one, or start anew: python train.py --save-dir FOLDER"
+
+
+def is_intact(path: Path, open_checkpoint: OpenCheckpoint) -> bool:
+    """Whether every checksum of a checkpoint fits."""
+    try:
+        ckpt = open_checkpoint(path)
+        try:
+            verify(ckpt)
+        finally:
+            ckpt.close()
+    except PippinError:
+        return False
+    return True
+
+
+def with_intact(
+    error: PippinError, path: Path, open_checkpoint: OpenCheckpoint, command: str
+) -> PippinError:
+    """The error of a damaged checkpoint that was named, with the newest intact one beside it.
+
+    Args:
+        error: Of any code; only that of a damaged file is changed.
+        path: The file.
+        open_checkpoint: Opens a file of either suffix.
+        command: What to type instead, with {} for the path of an intact one.
+    """
+    if error.code != "P303":
+        return error
+    others = [p for p in list_checkpoints(path.parent) if p != path]
+    found = next((p for p in others if is_intact(p, open_checkpoint)), None)
+    if found is None:
+        said = "there is no intact checkpoint beside it."
+        remedy = _last_resort(path.parent, open_checkpoint)
+    else:
+        saved = datetime.fromtimestamp(found.stat().st_mtime)
+        said = f"newest intact: {found}, saved {saved:%Y-%m-%d %H:%M}"
+        remedy = command.replace("{}", shlex.quote(str(found)))
+    return PippinError(
+        error.code, error.what, found=f"{error.found}\n{said}", remedy=remedy, kept=error.kept
+    )
 
 
 def prune(folder: Path, keep: int, protect: Collection[Path] = ()) -> tuple[Path, ...]:

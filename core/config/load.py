@@ -21,6 +21,7 @@ from core.config.dialect_flags import translate_flags
 from core.config.dialect_table import BLUEBERRY, MYPT, as_bool
 from core.config.dialects import translate_file
 from core.config.draft import AUTO, Draft, Source
+from core.config.json_schema import SCHEMA_NAME
 from core.config.nearest import did_you_mean, nearest_names, typing_errors
 from core.config.presets import find_config
 from core.config.schema import SECTIONS, RunConfig, is_auto_key, key_names
@@ -41,7 +42,7 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise PippinError("P011", f"{path} is larger than {MAX_CONFIG_BYTES} bytes.")
+            raise _unreadable(path, f"{path} is larger than {MAX_CONFIG_BYTES:,} bytes.")
         text = path.read_text(encoding="utf-8-sig")
         data = parse_yaml(text)
         lines = key_lines(text)
@@ -49,16 +50,28 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         mark = getattr(error, "problem_mark", None)
         at = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
-        raise PippinError("P011", f"{path}{at}: {problem}.") from error
+        raise _unreadable(path, f"{path}{at}: {problem}.") from error
     except RecursionError as error:
-        raise PippinError("P011", f"{path} cannot be read: it is nested too deeply.") from error
+        raise _unreadable(path, f"{path} cannot be read: it is nested too deeply.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise PippinError("P011", f"{path} cannot be read: {error}.") from error
+        raise _unreadable(path, f"{path} cannot be read: {error}.") from error
     if data is None:
         return {}, {}
     if not isinstance(data, dict):
-        raise PippinError("P011", f"{path} is not a mapping of sections.", choices=tuple(SECTIONS))
+        raise _unreadable(path, f"{path} is not a mapping of sections.", choices=tuple(SECTIONS))
+    if set(data) == {"config", "sources"} and isinstance(data["config"], dict):
+        return data["config"], {}  # what --print-config --json wrote
     return data, lines
+
+
+def _unreadable(path: Path, what: str, *, choices: Sequence[str] = ()) -> PippinError:
+    return PippinError(
+        "P011",
+        what,
+        choices=choices,
+        remedy=f"mend {path}; an example of the form: {CONFIGS_DIR / 'quickstart.yaml'}",
+        kept="nothing was started.",
+    )
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -165,7 +178,8 @@ def load(
             "P010",
             problems,
             what="the configuration has " + ("a problem:" if len(problems) == 1 else "problems:"),
-            remedy="python train.py --print-config   (every key, its value and source)",
+            remedy=f"mend what is listed; every key with its range: {CONFIGS_DIR / SCHEMA_NAME}",
+            kept="nothing was started.",
         )
     return draft
 
@@ -210,14 +224,32 @@ def _merge_file(
 
 
 def _unknown(key: str) -> str:
-    tail = key.rpartition(".")[2]
-    foreign = [t.to[0] for d in (MYPT, BLUEBERRY) if (t := d.terms.get(tail)) and t.to]
+    section, _, tail = key.rpartition(".")
+    if key in SECTIONS:
+        examples = [k for k in key_names() if k.startswith(f"{key}.")][:3]
+        return f"{key} is a section, not a key; its keys are {', '.join(examples)} and others."
     near = nearest_names(key, key_names())
-    if foreign and (not near or typing_errors(key, near[0]) > 1):
-        near = foreign[:1]
+    if not near or typing_errors(key, near[0]) > 1:
+        near = _foreign(section, tail) or near
     if not near:
         near = [k for k in key_names() if k.rpartition(".")[2] == tail][:1]
     return f"unknown key {key}{did_you_mean(near)}"
+
+
+def _foreign(section: str, tail: str) -> list[str]:
+    """The key that another project's name means, or one with at most a typing error or two."""
+    terms = {n: t for d in (BLUEBERRY, MYPT) for n, t in d.terms.items() if t.to}
+    least = (len(tail) - 1) // 4
+    if tail not in terms:
+        distances = {n: typing_errors(tail, n, limit=least) for n in terms}
+        terms = {n: t for n, t in terms.items() if distances[n] <= least}
+        best = min((distances[n] for n in terms), default=0)
+        terms = {n: t for n, t in terms.items() if distances[n] == best}
+        # A section that was written is meant.
+        if section in SECTIONS:
+            terms = {n: t for n, t in terms.items() if t.to[0].startswith(f"{section}.")}
+        return list(dict.fromkeys(t.to[0] for t in terms.values()))[:1]
+    return [terms[tail].to[0]]
 
 
 def check(draft: Draft) -> list[str]:

@@ -84,7 +84,9 @@ class DataConfig(Section):
     val_fraction: float = key(0.02, "share of the documents kept for validation", gt=0, lt=0.5)
     test_fraction: float = key(0.02, "share of the documents kept for a final test", ge=0, lt=0.5)
     seed: int = key(1, "seed of the split and of the stories", ge=0, le=2**31 - 1)
-    corpus_bytes: int = auto("bytes of stories to write where input_file is null", ge=100_000)
+    corpus_bytes: int = auto(
+        "bytes of stories to write where input_file is null", ge=100_000, le=100_000_000_000
+    )
     prefetch: int = key(4, "steps that the loading thread may be ahead", ge=1, le=64)
 
 

@@ -118,7 +118,12 @@ def generate(
         PippinError: P601 for a prompt longer than the context, or a setting out of range.
     """
     if max_new_tokens < 1:
-        raise PippinError("P601", f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
+        raise PippinError(
+            "P601",
+            f"max_new_tokens is {max_new_tokens}; it must be 1 or more.",
+            remedy="--max-new-tokens 256",
+            kept="nothing was written.",
+        )
     ends = (tokenizer.eos_id, tokenizer.bos_id) if stop_ids is None else stop_ids
     limits = _Limits(
         max_new_tokens,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.backend import Backend, CreateBackend
-from core.checkpoint import Checkpoint, OpenCheckpoint, list_checkpoints
+from core.checkpoint import Checkpoint, OpenCheckpoint, list_checkpoints, with_intact
 from core.config.load import build, from_resolved
 from core.config.schema import Precision, RunConfig
 from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -99,13 +99,22 @@ def load_model(
             finally:
                 ckpt.close()
         except PippinError as error:
-            if error.code not in PASSED_OVER or path == candidates[-1]:
+            if error.code not in PASSED_OVER:
                 raise
+            if len(candidates) == 1:
+                command = "python generate.py --checkpoint {}"
+                raise with_intact(error, path, open_checkpoint, command) from error
             reason = " ".join([error.what, *error.found.splitlines()])
             notes.append(f"{path.name} was passed over: {error.code} {reason}")
             continue
         return Model(backend, tokenizer, config, path, ckpt.meta.step, tuple(notes))
-    raise PippinError("P302", "no checkpoint was given.")
+    raise PippinError(
+        "P303",
+        f"no checkpoint in {candidates[0].parent} can be read.",
+        found="\n".join(notes),
+        remedy="put back a copy of one, or another run: python generate.py --model_name RUN",
+        kept="nothing was changed.",
+    )
 
 
 def _loaded(ckpt: Checkpoint, config: RunConfig, create: CreateBackend) -> Backend:

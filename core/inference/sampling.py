@@ -54,7 +54,13 @@ class Sampling:
         if not 0 <= self.seed <= _U64:
             problems.append(f"seed is {self.seed}; it must be from 0 to 2^64 - 1")
         if problems:
-            raise all_problems("P601", problems, what="a sampling setting cannot be used.")
+            raise all_problems(
+                "P601",
+                problems,
+                what="a sampling setting cannot be used.",
+                remedy="leave the setting out: each has a default that can be used",
+                kept="nothing was written.",
+            )
 
 
 def sample(

@@ -93,27 +93,40 @@ def step_seconds(config: RunConfig, rate: Rate, length: int) -> float | None:
     return work / rate.flops + products * UTILISATION / rate.flops
 
 
-def slow_speed(
+def predicted_speed(
     config: RunConfig, device: DeviceFacts, machine: MachineFacts, length: int
-) -> tuple[float, str] | None:
-    """Expected positions per second and how they are known, where measuring them would take long.
+) -> tuple[float | None, str]:
+    """Expected positions per second, None where no rate is known, and how they are known.
 
     Args:
         config: The experiment.
         device: The device of the run.
         machine: The machine that has it.
         length: Positions of a row.
+    """
+    t = config.train
+    rate = rate_of(device, chip_of(machine), t.precision, tf32=t.tf32)
+    step = step_seconds(config, rate, length)
+    if step is None:
+        return None, rate.how
+    return t.micro_batch_size * t.grad_accum_steps * length / step, rate.how
+
+
+def slow_speed(
+    config: RunConfig, device: DeviceFacts, machine: MachineFacts, length: int
+) -> tuple[float, str] | None:
+    """`predicted_speed`, where measuring would take long.
 
     Returns:
         None where initial values and a step take at most `SLOW_PROBE_S`, or no rate is known.
     """
     t = config.train
-    rate = rate_of(device, chip_of(machine), t.precision, tf32=t.tf32)
-    step = step_seconds(config, rate, length)
-    initial = num_parameters(param_specs(config.model)) / INITIALISED_PER_S
-    if step is None or initial + step <= SLOW_PROBE_S:
+    speed, how = predicted_speed(config, device, machine, length)
+    if speed is None:
         return None
-    return t.micro_batch_size * t.grad_accum_steps * length / step, rate.how
+    initial = num_parameters(param_specs(config.model)) / INITIALISED_PER_S
+    step = t.micro_batch_size * t.grad_accum_steps * length / speed
+    return None if initial + step <= SLOW_PROBE_S else (speed, how)
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from core.checkpoint import Checkpoint, Meta, OpenCheckpoint, list_checkpoints, newest_valid, verify
+from core.checkpoint import (
+    Checkpoint,
+    Meta,
+    OpenCheckpoint,
+    list_checkpoints,
+    newest_valid,
+    verify,
+    with_intact,
+)
 from core.config.draft import AUTO, Draft, Source
 from core.config.load import build, from_resolved
 from core.config.rates import scale_rates
@@ -124,11 +132,15 @@ def find(
 
 
 def _from_file(path: Path, open_checkpoint: OpenCheckpoint, *, drop_later: bool) -> ResumePoint:
-    ckpt = open_checkpoint(path)
     try:
-        verify(ckpt)
-    finally:
-        ckpt.close()
+        ckpt = open_checkpoint(path)
+        try:
+            verify(ckpt)
+        finally:
+            ckpt.close()
+    except PippinError as error:
+        again = f"python train.py --resume {shlex.quote(str(path.parent))}"
+        raise with_intact(error, path, open_checkpoint, again) from error
     meta = _meta(path, open_checkpoint)
     if not (path.parent / "config.json").is_file():
         return ResumePoint(path, None, meta)

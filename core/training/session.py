@@ -7,6 +7,7 @@ the run folder is touched last. Everything that a run needs is checked before st
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,35 +23,40 @@ from core.machine import detect, remembered
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early
 from core.machine.choose import choose_backend
 from core.machine.depth import Dial
-from core.machine.memory import checkpoint_bytes, predict_training_memory
+from core.machine.memory import predict_training_memory
 from core.machine.micro_batch import Probed, settle_micro_batch
-from core.machine.rate import slow_speed
+from core.machine.rate import predicted_speed, slow_speed
 from core.machine.speed import measure_tokens_per_s
 from core.machine.system import on_apple_silicon
-from core.params import ParamSpec, num_active_parameters, num_parameters, param_specs
+from core.params import ParamSpec, param_specs
 from core.training import format as fmt
 from core.training import resume
 from core.training.console import Console
 from core.training.dialling import apply_dial, tell_dial
 from core.training.execute import Job, execute
-from core.training.forecast import memory_lines, refuse_too_large
+from core.training.forecast import Forecast, Pace, disk_plan
+from core.training.manual import require_complete
 from core.training.options import Backends, Options
+from core.training.own_tokenizer import check_own_tokenizer
 from core.training.recovery import smaller
 from core.training.runfolder import RunFolder, next_free_name, refuse_existing
-from core.training.textdata import TextData, text_data
+from core.training.textdata import TextData, readable, refuse_full_disk, text_data
 from core.training.vocabulary import check_vocabulary
 
 PROBE_SECONDS = 2.0
 
 
 class Session:
-    """One run of train.py."""
+    """One run of train.py; `argv` is its command line as typed, where it is known."""
 
-    def __init__(self, options: Options, backends: Backends, console: Console) -> None:
+    def __init__(
+        self, options: Options, backends: Backends, console: Console, *, argv: Sequence[str] = ()
+    ) -> None:
         self.options = options
         self.backends = backends
         self.console = console
-        self._pace = "measured"
+        self.argv = argv
+        self._how = "measured"
 
     def run(self) -> int:
         """Do what the options ask for; returns the exit code.
@@ -70,7 +76,7 @@ class Session:
         if self.options.max_steps and draft.is_auto("train.total_steps") and not is_timed:
             draft.set("train.total_steps", self.options.max_steps, Source("flag", "--max-steps"))
         if self.options.manual_config:
-            self._require_complete(draft)
+            require_complete(draft, self.argv)
         mixture = self._mixture(draft)
         resolve_early(draft, device, dial)
         prepared = self._prepare(draft, start, mixture)
@@ -87,10 +93,10 @@ class Session:
         specs = param_specs(config.model)
         self.console.decided(draft)
         tell_dial(draft, dial, specs, facts.fill, self.console)
-        how = self._pace
-        if (self.options.dry_run or dial is not None) and speed is None:
-            speed, how = self._expected_speed(config, specs, device, facts)
-        self._forecast(config, specs, device, speed, how, facts.fill, stop_step)
+        pace = Pace(speed, self._how)
+        if speed is None:
+            pace = self._expected_pace(config, specs, device, facts)
+        self._forecast(config, specs, device, pace, facts.fill, start, stop_step)
         if self.options.dry_run:
             self.console.print(
                 f" dry run    nothing was trained; the prepared text is in {prepared.folder}",
@@ -111,13 +117,15 @@ class Session:
     def _resume_point(self) -> resume.ResumePoint | None:
         if self.options.resume is None:
             return None
-        return resume.find(
+        start = resume.find(
             self.options.resume or None,
             save_dir=self.options.save_dir or self._config_save_dir(),
             open_checkpoint=self.backends.open_checkpoint,
             drop_later=self.options.overwrite,
             warn=self.console.warn,
         )
+        check_own_tokenizer(start)
+        return start
 
     def _config_save_dir(self) -> str | None:
         draft = load(config=self.options.config, overrides=self.options.overrides)
@@ -188,19 +196,6 @@ class Session:
         )
         return (name, reason) if found.date in reason else (None, "")
 
-    def _require_complete(self, draft: Draft) -> None:
-        """--manual-config: what depends on the data alone may stay open, nothing else."""
-        from_data = {"model.vocab_size", "data.corpus_bytes", "train.save_dir"}
-        left = [k for k in draft.values if draft.is_auto(k) and k not in from_data]
-        if left:
-            raise PippinError(
-                "P010",
-                "--manual-config decides nothing, and these keys have no value:",
-                found="\n".join(left),
-                remedy="give each a value in the file, or leave out --manual-config",
-                kept="nothing was started.",
-            )
-
     def _mixture(self, draft: Draft) -> Mixture | None:
         """The folders of `data.mixture`; the one with the most validation stands for all of them."""
         value = draft.values["data.mixture"]
@@ -226,23 +221,29 @@ class Session:
         self, draft: Draft, start: resume.ResumePoint | None, mixture: Mixture | None
     ) -> TextData:
         values = draft.values
-        with self.console.phase("data", "preparing the text"):
-            prepared = prepare(
-                values["data.input_file"],
-                shards_dir=Path(values["data.shards_dir"]),
-                seq_len=values["data.seq_len"],
-                seed=values["data.seed"],
-                text_field=values["data.text_field"],
-                on_bad_line=values["data.on_bad_line"],
-                tokenizer=self._tokenizer_source(draft, start),
-                vocab_size=None
-                if draft.is_auto("model.vocab_size")
-                else values["model.vocab_size"],
-                val_fraction=values["data.val_fraction"],
-                test_fraction=values["data.test_fraction"],
-                corpus_bytes=values["data.corpus_bytes"],
-                report=self.console.fact,
-            )
+        tokenizer = self._tokenizer_source(draft, start)
+        if values["data.input_file"] is None and not self.options.force:
+            refuse_full_disk(draft, tokenizer)
+        try:
+            with self.console.phase("data", "preparing the text"):
+                prepared = prepare(
+                    values["data.input_file"],
+                    shards_dir=Path(values["data.shards_dir"]),
+                    seq_len=values["data.seq_len"],
+                    seed=values["data.seed"],
+                    text_field=values["data.text_field"],
+                    on_bad_line=values["data.on_bad_line"],
+                    tokenizer=tokenizer,
+                    vocab_size=None
+                    if draft.is_auto("model.vocab_size")
+                    else values["model.vocab_size"],
+                    val_fraction=values["data.val_fraction"],
+                    test_fraction=values["data.test_fraction"],
+                    corpus_bytes=values["data.corpus_bytes"],
+                    report=self.console.fact,
+                )
+        except PippinError as error:
+            raise readable(error) from None
         for note in prepared.notes:
             self.console.warn(note)
         if start is None:
@@ -279,22 +280,24 @@ class Session:
         draft.resolve("train.save_dir", str(next_free_name(prepared.name)), "next free name")
         return speed, facts
 
-    def _expected_speed(
+    def _expected_pace(
         self,
         config: RunConfig,
         specs: tuple[ParamSpec, ...],
         device: DeviceFacts,
         data: DataFacts,
-    ) -> tuple[float | None, str]:
-        """Trained tokens/s for a forecast, and how it is known; nothing that does not fit is tried."""
+    ) -> Pace:
+        """The speed where nothing had to be measured; a dry run tries steps that are short and fit."""
         budget = device.budget_bytes * config.train.memory_fraction
         if predict_training_memory(config, specs).total > budget:
-            return None, "unknown: a step does not fit, so none is tried"
-        length = math.ceil(data.work * config.data.seq_len)
-        share = data.fill / data.work
-        if (slow := slow_speed(config, device, detect.machine_facts(), length)) is not None:
-            return share * slow[0], slow[1]
-        return share * self._measure(config, length), "measured"
+            return Pace(None, "unknown: a step does not fit, so none is tried")
+        length, share = math.ceil(data.work * config.data.seq_len), data.fill / data.work
+        machine = detect.machine_facts()
+        slow = slow_speed(config, device, machine, length)
+        if slow is None and (self.options.dry_run or self.options.depth is not None):
+            return Pace(share * self._measure(config, length), "measured")
+        speed, how = slow or predicted_speed(config, device, machine, length)
+        return Pace(None if speed is None else share * speed, how)
 
     def _settle_memory(self, draft: Draft, device: DeviceFacts) -> None:
         """The largest micro-batch that fits; a real step confirms it where a run will follow."""
@@ -321,8 +324,8 @@ class Session:
             if (
                 slow := slow_speed(config, facts.device, detect.machine_facts(), length)
             ) is not None:
-                speed, self._pace = slow
-                self.console.fact("speed", f"{fmt.si(speed)} tok/s, {self._pace}")
+                speed, self._how = slow
+                self.console.fact("speed", f"{fmt.si(speed)} tok/s, {self._how}")
                 return speed
         while True:
             try:
@@ -381,33 +384,25 @@ class Session:
         config: RunConfig,
         specs: tuple[ParamSpec, ...],
         device: DeviceFacts,
-        speed: float | None,
-        how: str,
+        pace: Pace,
         fill: float,
+        start: resume.ResumePoint | None,
         stop_step: int,
     ) -> None:
-        forecast = predict_training_memory(config, specs)
-        budget = int(device.budget_bytes * config.train.memory_fraction)
-        disk = checkpoint_bytes(config, specs) * (config.train.ckpt_keep + 1)
-        t = config.train
-        rows = stop_step * t.micro_batch_size * t.grad_accum_steps
-        tokens = round(rows * config.data.seq_len * fill)
-        size = fmt.parameters(num_parameters(specs), num_active_parameters(specs))
-        parts = [size, f"{fmt.si(tokens)} tokens"]
-        if speed is not None:
-            minutes = tokens / speed / 60
-            parts.append(f"about {fmt.duration(60 * minutes)}")
-        memory = f"memory {fmt.gigabytes(forecast.total)} of {fmt.gigabytes(budget)}"
-        self.console.fact("will take", " · ".join([*parts, memory, f"disk {fmt.gigabytes(disk)}"]))
+        """Tell what the run takes; refuse one that does not fit into memory or on the disk."""
+        forecast = Forecast(
+            config,
+            specs,
+            pace,
+            int(device.budget_bytes * config.train.memory_fraction),
+            first_step=0 if start is None else start.meta.step,
+            stop_step=stop_step,
+            fill=fill,
+            disk=disk_plan(config, specs, start, stop_step, overwrite=self.options.overwrite),
+        )
+        self.console.fact("will take", forecast.line())
         if self.options.dry_run:
-            for label, line in zip(("memory", "", ""), memory_lines(config, specs)):
-                self.console.fact(label, line)
-            pace = how if speed is None else f"{fmt.si(speed)} tok/s, {how}"
-            self.console.fact("time", pace)
-            self.console.fact(
-                "disk",
-                f"{fmt.gigabytes(disk)}: {config.train.ckpt_keep} checkpoints and the best, "
-                f"{fmt.gigabytes(checkpoint_bytes(config, specs))} each",
-            )
+            for label, text in forecast.details():
+                self.console.fact(label, text)
         if not self.options.force:
-            refuse_too_large(config, specs, budget)
+            forecast.refuse()

@@ -203,8 +203,10 @@ def _notes(
     if other and outcome.seconds > 0:
         name = max(other, key=lambda k: other[k])
         notes.append(f"besides steps: {name} took {100 * other[name] / outcome.seconds:.0f} %")
-    if warnings:
-        notes.append(f"{len(warnings)} warnings above")
+    # What the user did is no warning to go back to.
+    count = sum(not w.startswith(("Ctrl-C", "SIGTERM")) for w in warnings)
+    if count:
+        notes.append(f"{count} warning{'s' * (count != 1)} above")
     return notes
 
 

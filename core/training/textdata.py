@@ -1,16 +1,29 @@
 """The prepared text as a run sees it: name, prompts, floor and exam."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from core.config.draft import Draft
 from core.data import corpus
-from core.data.preparing.prepare import Prepared
+from core.data.preparing.prepare import Prepared, wanted_source
+from core.data.preparing.request import resolve_tokenizer
+from core.data.preparing.reuse import find_folder
+from core.data.reading.sources import StorySource
 from core.data.sampling.mixture import Mixture
 from core.data.sampling.parts import TrainParts
 from core.data.sampling.windows import make_windows
 from core.data.shards.manifest import open_shards
 from core.data.tokenizers.tokenizer import Tokenizer
+from core.errors import PippinError
+from core.machine.scaling import MIN_CORPUS_BYTES, STORY_BYTES_PER_TOKEN
+from core.training import format as fmt
+from core.training.disk import free_bytes
+
+# An id of two bytes; more only for vocabularies above 65,536.
+ID_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -92,3 +105,65 @@ def text_data(
     """Name the prepared text."""
     name = prepared.name if mixture is None else "mixture"
     return TextData(prepared, name, input_file is None, mixture)
+
+
+def corpus_disk_bytes(corpus_bytes: float, tokenizer: str) -> float:
+    """Bytes that the shards of stories take, at least; the text itself is not kept.
+
+    Args:
+        corpus_bytes: Bytes of stories.
+        tokenizer: A kind, or the path of a tokenizer, which is taken for one of words.
+    """
+    per_token = 1.0 if tokenizer in ("byte", "char") else STORY_BYTES_PER_TOKEN
+    return ID_BYTES * corpus_bytes / per_token
+
+
+def refuse_full_disk(draft: Draft, tokenizer: str) -> None:
+    """Refuse stories that the disk has no room for, unless they are there already.
+
+    Args:
+        draft: Its `data.corpus_bytes` is resolved.
+        tokenizer: As `prepare` gets it.
+
+    Raises:
+        PippinError: P312, with a size that fits.
+    """
+    values = draft.values
+    size, shards_dir = int(values["data.corpus_bytes"]), Path(values["data.shards_dir"])
+    needed, free = corpus_disk_bytes(size, tokenizer), free_bytes(shards_dir)
+    if free is None or needed <= free or _is_prepared(values, size, tokenizer):
+        return
+    # Two digits of nine tenths of what would fill the disk.
+    room = 0.9 * free / corpus_disk_bytes(1, tokenizer)
+    fits = int(float(f"{room:.1e}"))
+    remedy = f"data.corpus_bytes={fits}"
+    if fits < MIN_CORPUS_BYTES:
+        remedy = "data.shards_dir=FOLDER   (on another disk), or free some space"
+    raise PippinError(
+        "P312",
+        f"{fmt.gigabytes(size)} of stories take {fmt.gigabytes(needed)} as shards, and the disk of "
+        f"{shards_dir} has {fmt.gigabytes(free)} free.",
+        choices=("--force   (tries it all the same)",),
+        remedy=remedy,
+        kept="nothing was written.",
+    )
+
+
+def _is_prepared(values: Mapping[str, Any], size: int, tokenizer: str) -> bool:
+    split = (values["data.val_fraction"], values["data.test_fraction"])
+    source = StorySource(size, values["data.seed"], *split)
+    vocab = values["model.vocab_size"]
+    request = resolve_tokenizer(source, tokenizer, None if vocab == "auto" else vocab)
+    wanted = wanted_source(source, seed=source.seed, val_fraction=split[0], test_fraction=split[1])
+    shards_dir = Path(values["data.shards_dir"])
+    return find_folder(shards_dir, wanted, request, lambda *told: None) is not None
+
+
+def readable(error: PippinError) -> PippinError:
+    """An error of preparing a text, with what to type and what was kept where it says neither."""
+    if error.code == "P201" and not error.remedy:
+        near = next((c for c in error.choices if Path(c).exists()), None)
+        given = "FILE   (with text in it)" if near is None else shlex.quote(near)
+        error.remedy = f"python train.py --input_file {given}"
+    error.kept = error.kept or "nothing was started."
+    return error

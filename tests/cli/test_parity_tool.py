@@ -287,3 +287,14 @@ def test_a_fault_scales_one_tensor_alone() -> None:
     for name in sound.names:
         factor = 1.25 if name == FAULTY_TENSOR else 1.0
         np.testing.assert_array_equal(faulty.read(name), sound.read(name) * factor)
+
+
+def test_errors_name_the_tools_own_flags(capsys):
+    from tools import parity
+
+    assert parity.main(["model.d_model=33"]) == 2
+    err = capsys.readouterr().err
+    assert "the built-in experiment: model.n_heads = 4" in err and "--n_heads" not in err
+    assert parity.main(["--backends", "cpu,nothing"]) == 2
+    err = capsys.readouterr().err
+    assert "python tools/parity.py --backends " in err and "--backend " not in err

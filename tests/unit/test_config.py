@@ -257,3 +257,27 @@ def test_a_scaled_rate_out_of_range_names_the_flag(with_rates):
     with pytest.raises(PippinError) as info:
         load(config=with_rates, overrides=["train.lr=9"])
     assert info.value.code == "P010" and "train.lr=9" in info.value.render()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train.learning_rat=1", "did you mean train.lr?"),
+        ("train.learning_rate=1", "did you mean train.lr?"),
+        ("data.block_siz=3", "did you mean data.seq_len?"),
+        ("train.min_lrr=1", "did you mean train.min_lr?"),
+        ("model=3", "model is a section, not a key"),
+    ],
+)
+def test_names_of_other_projects_are_near_too_and_a_section_is_no_key(text, words):
+    with pytest.raises(PippinError) as caught:
+        load(overrides=[text])
+    assert words in caught.value.found and caught.value.kept == "nothing was started."
+
+
+def test_a_file_that_cannot_be_read_ends_with_a_remedy(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("train: {lr: [}\n")
+    with pytest.raises(PippinError) as caught:
+        load(config=str(path))
+    assert caught.value.code == "P011" and str(path) in caught.value.remedy and caught.value.kept

@@ -60,7 +60,9 @@ def resolve_experiment(
     Raises:
         PippinError: P010 to P012 for a configuration that cannot be used.
     """
-    draft = load(config=config, overrides=overrides, flags=BUILT_IN if config is None else {})
+    built_in = BUILT_IN if config is None else {}
+    typed = dict.fromkeys(built_in, "the built-in experiment")
+    draft = load(config=config, overrides=overrides, flags=built_in, typed=typed)
     notes = []
     for key, value in FORCED.items():
         if draft.is_auto(key) or draft.values[key] == value:

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from core.data.preparing.building import (
-    PROGRESS,
     BuildOptions,
     Content,
     build,
@@ -35,6 +34,7 @@ from core.data.preparing.inputs import (
 from core.data.preparing.known_characters import known_to
 from core.data.preparing.lengths import check_lengths
 from core.data.preparing.limit import limited_parts, shares
+from core.data.preparing.ours import PROGRESS
 from core.data.preparing.request import TokenizerRequest, resolve_tokenizer
 from core.data.preparing.reuse import (
     Report,

@@ -1,0 +1,57 @@
+"""The environment that a script runs in, seen to before anything that could be missing is imported.
+
+`./setup.sh` installs into .venv, and every command that is printed begins with a plain `python`. A script
+that is started by another Python goes on with .venv's; where there is none, one line says what to type.
+Standard library only, and nothing that Python 3.8 could not read.
+"""
+
+import os
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ["use_environment"]
+
+NEEDED = ("numpy", "pydantic", "yaml", "rich", "psutil", "sentencepiece")
+OLDEST = (3, 10)
+EXIT_USER = 2
+# The id of a process that was handed over, so that it is handed over once; its children may be again.
+HANDED_OVER = "PIPPIN_HANDED_OVER"
+
+
+def use_environment() -> None:
+    """Return where this Python will do, else run the same command with the Python of .venv.
+
+    Where that is no help either, prints P502 and leaves with exit code 2.
+    """
+    problem = _problem()
+    if not problem:
+        return
+    root = Path(__file__).absolute().parent.parent
+    python = str(root / ".venv" / "bin" / "python")
+    if os.access(python, os.X_OK) and os.environ.get(HANDED_OVER) != str(os.getpid()):
+        os.environ[HANDED_OVER] = str(os.getpid())
+        try:
+            os.execv(python, [python, *sys.argv])
+        except OSError as error:
+            problem += f"\n  {python} cannot be started: {error.strerror}"
+    setup = os.path.relpath(root / "setup.sh")
+    setup = setup if os.sep in setup else f"./{setup}"
+    sys.stderr.write(
+        f"P502 {problem}\n  try: {shlex.quote(setup)}   (makes .venv, which every command then uses)\n"
+        "  nothing was started.\n"
+    )
+    sys.exit(EXIT_USER)
+
+
+def _problem() -> str:
+    """What this Python lacks, in a sentence, or nothing."""
+    if sys.version_info[:2] < OLDEST:
+        needed, found = (".".join(map(str, v[:2])) for v in (OLDEST, sys.version_info))
+        return f"Pippin needs Python {needed} or newer; this is {found}, {sys.executable}."
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if not missing:
+        return ""
+    verb = "is" if len(missing) == 1 else "are"
+    return f"{', '.join(missing)} {verb} not installed for {sys.executable}."

@@ -107,8 +107,8 @@ def resolve_shape(draft: Draft, d_model: int, n_layers: int) -> None:
     if named is not None:
         resolve("model.n_heads", named, f"heads of {width // named}, as its tier has them")
     if draft.is_auto("model.n_heads"):
-        # Heads of 64, but at least 4 where they are 16 wide: recalling names needs several (docs/LOG.md).
-        heads = max(width // 64, min(4, width // 16), 1)
+        head = 64 if width >= 128 else 32
+        heads = max(width // head, 1)
         # One head always divides; an odd width is for the rules to refuse.
         while heads > 1 and (width % heads or (width // heads) % 2):
             heads -= 1

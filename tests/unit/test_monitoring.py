@@ -338,7 +338,8 @@ def screen_of(command, columns, cwd, *, until, timeout=30.0):
         if select.select([master], [], [], 0.1)[0]:
             try:
                 data += os.read(master, 65536)
-            except OSError:  # Linux's way to say that the other end has gone
+            except OSError:  # Linux's way to say that the other end has gone: it is ending
+                child.wait(max(0.0, deadline - time.monotonic()))
                 break
         if not typed and until(data.decode(errors="replace")):
             child.send_signal(2)

@@ -261,6 +261,8 @@ class World(dict[str, str]):
             return self._fresh(argument)
         elif kind == "how":
             return f" {self._fresh('tone')}" if self.chance(2, 3) else ""
+        elif kind == "address":
+            return f", {self[argument]}" if self.chance(1, 2) else ""
         elif kind == "capital":
             self[key] = self[argument].capitalize()
         elif kind == "person":
@@ -367,6 +369,8 @@ def _resolve(key: str) -> tuple[str, str]:
         return "fresh", _FRESH[key]
     if key == "how":
         return "how", ""
+    if key in ("toA", "toB"):
+        return "address", key[2:]
     if key.lower() in SCENERY and key[0].isupper():
         return "capital", key.lower()
     if key in ("A", "B", "C", "D", "G"):

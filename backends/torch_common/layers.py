@@ -41,19 +41,20 @@ class _RMSNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
-        rstd = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        rstd = (norm.square() / x.shape[-1] + eps).rsqrt()
         ctx.save_for_backward(x, weight, rstd)
-        return (wide * rstd * weight).to(x.dtype)
+        return (wide * rstd).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, rstd = ctx.saved_tensors
-        normed, wide = x.float() * rstd, grad.float()
-        product = wide * normed
-        # mean(w g x_hat) over the last axis, as a matrix-vector product.
-        slope = (product @ weight).unsqueeze(-1) / x.shape[-1]
-        grad_x = (wide * weight - normed * slope) * rstd
-        return grad_x.to(x.dtype), product.flatten(0, -2).sum(0), None
+        wide, grad = x.float(), grad.float()
+        product = grad * wide
+        # mean(w g x) over the last axis, as a matrix-vector product.
+        slope = (product @ weight).unsqueeze(-1) * rstd.pow(3) / -x.shape[-1]
+        grad_x = (grad * weight).mul_(rstd).addcmul_(wide, slope)
+        return grad_x.to(x.dtype), product.mul_(rstd).flatten(0, -2).sum(0), None
 
 
 class RMSNorm(nn.Module):
@@ -144,8 +145,11 @@ def rope_tables(max_len: int, head_dim: int, theta: float) -> tuple[np.ndarray, 
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    x1, x2 = x.float().chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
+    wide = x.float()
+    x1, x2 = wide.chunk(2, dim=-1)
+    swapped = torch.cat((x2, x1), dim=-1)
+    cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    return (wide * cos).addcmul_(swapped, sin).to(x.dtype)
 
 
 class _RopeFunction(torch.autograd.Function):

@@ -74,8 +74,8 @@ def adamw_update(
         eps: Added to the root.
     """
     keep1, gain1, keep2, gain2, correct2, rate = numbers
-    exp_avg.mul_(keep1).add_(grads * gain1)
-    exp_avg_sq.mul_(keep2).add_((grads * grads).mul_(gain2))
+    exp_avg.mul_(keep1).addcmul_(grads, gain1)
+    exp_avg_sq.mul_(keep2).addcmul_(grads, grads * gain2)
     denominator = (exp_avg_sq / correct2).sqrt_().add_(eps)
     return (exp_avg / denominator).mul_(rate)
 

@@ -236,7 +236,7 @@ def _micro_batch(
     # Forward: every block keeps its input and, where it is not computed again, all the rest.
     led.add(ACTIVATIONS, m.n_layers * (sizes.stream + (0 if recompute else kept)), "forward")
     led.add(ACTIVATIONS, sizes.stream)  # the last block's output, kept by the last norm
-    led.spike(WORKSPACE, (2 if not sizes.half else 3) * sizes.wide, "the last norm")
+    led.spike(WORKSPACE, (1 if not sizes.half else 3) * sizes.wide, "the last norm")
     if recompute:
         # While the last block computes: its tensors go as the next are made, but the MLP's overlap.
         led.spike(WORKSPACE, 2 * sizes.stream + 3 * sizes.hidden, "forward of a block")
@@ -296,8 +296,8 @@ def _head_backward(led: Ledger, sizes: Sizes, embed: int, *, accumulated: bool) 
         led.drop(GRADIENTS, embed)
     if sizes.traits.skips_padding:
         led.spike(WORKSPACE, sizes.stream, "backward of the head")
-    # The norm: normed, product and three terms in float32, and a narrower gradient widened.
-    led.spike(WORKSPACE, (5 + sizes.half) * sizes.wide, "backward of the last norm")
+    # The norm: a product and its result in float32, and narrower input and gradient widened.
+    led.spike(WORKSPACE, (2 + 2 * sizes.half) * sizes.wide, "backward of the last norm")
     led.drop(ACTIVATIONS, sizes.stream)
 
 
@@ -324,7 +324,7 @@ def _block_backward(led: Ledger, sizes: Sizes, kept: int, largest: int, where: s
     led.spike(WORKSPACE, 2 * hidden + stream + 2 * largest, where)
     led.drop(ACTIVATIONS, hidden)
     with led.hold(WORKSPACE, stream):
-        led.spike(WORKSPACE, (5 + sizes.half) * sizes.wide + 2 * largest, where)
+        led.spike(WORKSPACE, (2 + 2 * sizes.half) * sizes.wide + 2 * largest, where)
     led.drop(ACTIVATIONS, stream)
     # Attention: gradients of q, k, v and of its output.
     inner = 3 * sizes.queries + 2 * sizes.keys

@@ -208,7 +208,7 @@ class Console:
     @contextlib.contextmanager
     def slow_step(self, explain: str) -> Iterator[None]:
         """Explain a first step that takes longer than 20 seconds."""
-        timer = threading.Timer(SLOW_STEP_S, lambda: self._notice(explain))
+        timer = threading.Timer(SLOW_STEP_S, lambda: self.warn(explain))
         timer.daemon = True
         timer.start()
         try:

@@ -184,11 +184,15 @@ class Loop:
                 self._recent.append(self._ema.update(step, loss))
 
     def _saved_first(self, error: PippinError) -> PippinError:
-        """Where the disk refused something else than a checkpoint, try to save before the end."""
-        if error.code != "P312":
+        """Where the disk refused something: say what is kept, after an attempt to save this step.
+
+        A checkpoint that was itself refused (P307) is not tried again.
+        """
+        if error.code not in ("P307", "P312"):
             return error
         state = self.r.state
-        if self.r.checkpoint is None or self.r.meta.step != state.step:
+        tried = error.code == "P307"
+        if not tried and (self.r.checkpoint is None or self.r.meta.step != state.step):
             try:
                 self._save()
             except PippinError as second:

@@ -8,16 +8,21 @@ import json
 import math
 import shlex
 import signal
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import backends
+from backends.torch_common.backend import TorchBackend
 from core.checkpoint import list_checkpoints
+from core.errors import PippinError
 from core.inference import evaluate as evaluation
 from core.training import runlog, summary
+from core.training.console import Console
 from core.training.schedule import step_hyper
 from tests.cli.runs import losses, rows, start, train_here, train_process
 
@@ -177,6 +182,43 @@ def test_a_full_disk_for_the_log_saves_the_step_first(here, capsys, monkeypatch)
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert train_here("--resume", "checkpoints/words-1") == 0
+
+
+def test_a_full_disk_for_a_checkpoint_names_the_one_before(here, capsys, monkeypatch):
+    def full(path):
+        if path.name.startswith("step_000004"):
+            raise PippinError("P307", f"{path} could not be written.", remedy="free space")
+
+    real = TorchBackend.save
+    monkeypatch.setattr(
+        TorchBackend, "save", lambda self, path, *a, **k: full(path) or real(self, path, *a, **k)
+    )
+    assert train_here(*start(here)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("P307") and "saved: checkpoints/words-1/step_000002.pt" in err
+    assert "go on with python train.py --resume checkpoints/words-1" in err
+
+
+def test_a_slow_first_step_counts_as_a_warning(here, capsys, monkeypatch):
+    monkeypatch.setattr("core.training.console.SLOW_STEP_S", 0.01)
+    told = threading.Event()
+    healthy, warn = Console.slow_step, Console.warn
+
+    @contextmanager
+    def slow(self, explain):
+        with healthy(self, explain):
+            assert told.wait(60)
+            yield
+
+    def telling(self, text):
+        warn(self, text)
+        told.set()
+
+    monkeypatch.setattr(Console, "slow_step", slow)
+    monkeypatch.setattr(Console, "warn", telling)
+    assert train_here(*start(here)) == 0
+    done = json.loads((here / "checkpoints/words-1/logs" / summary.SUMMARY_NAME).read_text())
+    assert any("still in the first step" in text for text in done["warnings"])
 
 
 def test_a_full_disk_for_the_state_beside_a_checkpoint_is_no_fault(here, capsys, monkeypatch):

@@ -5,9 +5,10 @@ File format: ``@@ name T=tag U=tag`` starts a script (``long=yes``: no room for 
 times in three of the others); ``-- +beat`` inserts a shared beat; ``-- nest`` and ``-- pay``
 say where a nested second plot and its consequence go. Each line below a beat is one
 rendering. Inside a rendering ``{key}`` is a slot of the world or a list of
-``words/choices.txt`` (``{toA}``, ``{toB}``: who is spoken to, half of the time), ``[a|b|c]`` a free choice of words (equally likely; a repeated word is
-likelier), and ``{key*}`` or ``{key*x}`` a slot whose value the story so far determines: the
-exam may ask for it (skill by key, or o owner, c cause, t tool, s speaker).
+``words/choices.txt`` (``{toA}``, ``{toB}``: ", Mia", who is spoken to, half of the time),
+``[a|b|c]`` a free choice of words (equally likely; a repeated word is likelier), and
+``{key*}`` or ``{key*x}`` a slot whose value the story so far determines: the exam may ask for
+it (skill by key, or o owner, c cause, t tool, s speaker).
 """
 
 from __future__ import annotations

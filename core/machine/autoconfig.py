@@ -30,6 +30,7 @@ from core.machine.resolvers import (
     resolve_shape,
     resolve_steps,
     resolve_windows,
+    speed_text,
 )
 from core.machine.scaling import (
     LADDER,
@@ -205,7 +206,7 @@ class _Planner:
             speed = measure(config)
         else:
             config, speed = self._largest_in_time(fitting, measure)
-        self._note(config, f"{speed / 1000:.1f}k tok/s {how}", sizes)
+        self._note(config, f"{speed_text(speed)} {how}", sizes)
         return speed
 
     def _possible(

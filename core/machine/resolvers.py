@@ -159,7 +159,7 @@ def resolve_steps(
             steps = max(int(speed * seconds / step_tokens), 20)
             epochs = min(steps, most) * step_tokens / data.train_tokens
             why = (
-                f"{values['train.minutes']:g} min at {speed / 1000:.1f}k tok/s, {epochs:.2g} epochs"
+                f"{values['train.minutes']:g} min at {speed_text(speed)}, {epochs:.2g} epochs"
             )
         else:
             wanted = horizon or 0.0
@@ -177,6 +177,13 @@ def resolve_steps(
     # Every checkpoint is validated, to know the best.
     why = "with each checkpoint" if interval >= least else "not more tokens than are trained on"
     draft.resolve("train.eval_interval", max(interval, least), why)
+
+
+def speed_text(tokens_per_sec: float) -> str:
+    """ "10.6k tok/s", or "42 tok/s" where thousands would say nothing."""
+    if tokens_per_sec < 1_000:
+        return f"{tokens_per_sec:.3g} tok/s"
+    return f"{tokens_per_sec / 1000:.1f}k tok/s"
 
 
 def _checkpoint_interval(

@@ -4,12 +4,18 @@ import math
 
 NUM_ROWS = 40  # rows of a whole run in the terminal
 EARLY_ROWS = (1, 2, 5, 10, 20, 50, 100)
+MOST_VALIDATION_ROWS = 20
 
 
-def shown_steps(total_steps: int, log_interval: int) -> set[int]:
-    """Log-spaced steps at which the terminal shows a row, about 45 for a run of any length."""
+def shown_steps(total_steps: int, log_interval: int, eval_interval: int) -> set[int]:
+    """Log-spaced steps at which the terminal shows a row, about 45 for a run of any length.
+
+    Validations have rows of their own where they are few.
+    """
     shown = {s for s in EARLY_ROWS if s <= total_steps}
     stride = max(log_interval * math.ceil(total_steps / NUM_ROWS / log_interval), 1)
+    if total_steps <= MOST_VALIDATION_ROWS * eval_interval:
+        shown |= set(range(eval_interval, total_steps + 1, eval_interval))
     return shown | set(range(stride, total_steps + 1, stride)) | {total_steps}
 
 

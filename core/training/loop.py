@@ -39,7 +39,7 @@ class Loop:
     def __init__(self, run: Run) -> None:
         self.r = run
         train = run.config.train
-        self._shown = shown_steps(train.total_steps, train.log_interval)
+        self._shown = shown_steps(train.total_steps, train.log_interval, train.eval_interval)
         self._samples = sample_steps(train.total_steps, train.samples)
         self._take_up_average()
         self._peak = peak_flops(run.device_name, train.precision)

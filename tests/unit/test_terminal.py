@@ -48,9 +48,15 @@ def test_other_units():
 
 @pytest.mark.parametrize("total", [1, 7, 100, 300, 5000, 300_000])
 def test_a_run_is_about_45_rows_whatever_its_length(total):
-    shown = shown_steps(total, 10)
+    shown = shown_steps(total, 10, eval_interval=max(1, total // 1000))
     assert total in shown and min(shown) == 1 and max(shown) == total
     assert len(shown) <= 50
+
+
+def test_few_validations_have_rows_of_their_own():
+    with_all = shown_steps(1000, 10, eval_interval=104)
+    assert set(range(104, 1001, 104)) <= with_all and len(with_all) <= 60
+    assert shown_steps(1000, 10, eval_interval=10) == shown_steps(1000, 10, eval_interval=1)
 
 
 def test_samples_are_log_spaced_and_include_the_end():

@@ -180,7 +180,7 @@ def resolve_steps(
 
 
 def speed_text(tokens_per_sec: float) -> str:
-    """ "10.6k tok/s", or "42 tok/s" where thousands would say nothing."""
+    """Thousands a second, `10.6k tok/s`, or below one thousand the number itself, `42 tok/s`."""
     if tokens_per_sec < 1_000:
         return f"{tokens_per_sec:.3g} tok/s"
     return f"{tokens_per_sec / 1000:.1f}k tok/s"

@@ -15,7 +15,16 @@ import pytest
 
 from core.training.console import Console
 from core.training.loop import Loop
-from tests.cli.runs import PROJECT_ROOT, TINY, losses, rows, start, train_here, train_process, write_text
+from tests.cli.runs import (
+    PROJECT_ROOT,
+    TINY,
+    losses,
+    rows,
+    start,
+    train_here,
+    train_process,
+    write_text,
+)
 
 
 @pytest.fixture

@@ -158,9 +158,7 @@ def resolve_steps(
             seconds = 60.0 * float(values["train.minutes"]) * STEP_SHARE
             steps = max(int(speed * seconds / step_tokens), 20)
             epochs = min(steps, most) * step_tokens / data.train_tokens
-            why = (
-                f"{values['train.minutes']:g} min at {speed_text(speed)}, {epochs:.2g} epochs"
-            )
+            why = f"{values['train.minutes']:g} min at {speed_text(speed)}, {epochs:.2g} epochs"
         else:
             wanted = horizon or 0.0
             steps = max(math.ceil(wanted / step_tokens), 20)

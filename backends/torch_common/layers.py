@@ -37,6 +37,15 @@ def fsum(x: Tensor, *, batch_dims: int = 0) -> Tensor:
     return x.sum(-1)
 
 
+def _fresh_product(x: Tensor, y: Tensor) -> Tensor:
+    """`x * y` in a contiguous tensor of x's shape.
+
+    `addcmul_` on others has been wrong on MPS (pytorch #118115).
+    """
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.mul(x, y, out=out)
+
+
 class _RMSNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -53,7 +62,7 @@ class _RMSNormFunction(torch.autograd.Function):
         product = grad * wide
         # mean(w g x) over the last axis, as a matrix-vector product.
         slope = (product @ weight).unsqueeze(-1) * rstd.pow(3) / -x.shape[-1]
-        grad_x = (grad * weight).mul_(rstd).addcmul_(wide, slope)
+        grad_x = _fresh_product(grad, weight).mul_(rstd).addcmul_(wide, slope)
         return grad_x.to(x.dtype), product.mul_(rstd).flatten(0, -2).sum(0), None
 
 
@@ -149,7 +158,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x1, x2 = wide.chunk(2, dim=-1)
     swapped = torch.cat((x2, x1), dim=-1)
     cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-    return (wide * cos).addcmul_(swapped, sin).to(x.dtype)
+    return _fresh_product(wide, cos).addcmul_(swapped, sin).to(x.dtype)
 
 
 class _RopeFunction(torch.autograd.Function):

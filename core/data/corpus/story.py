@@ -28,7 +28,7 @@ __all__ = [
     "summary",
 ]
 
-VERSION = "7"
+VERSION = "8"
 """Changes whenever any story changes; part of cache keys."""
 
 SPLITS = ("train", "val", "held_out")

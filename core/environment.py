@@ -1,23 +1,28 @@
 """The environment that a script runs in, seen to before anything that could be missing is imported.
 
-`./setup.sh` installs into .venv, and every command that is printed begins with a plain `python`. A script
-that is started by another Python goes on with .venv's; where there is none, one line says what to type.
+`./setup.sh` installs into .venv, and every command that is printed begins with a plain `python` (`python3`
+where there is no other). A script that is started by another Python goes on with .venv's; where there is
+none, one line says what to type.
 Standard library only, and nothing that Python 3.8 could not read.
 """
 
 import os
+import re
 import shlex
+import shutil
 import sys
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["use_environment"]
+__all__ = ["as_typed", "use_environment"]
 
 NEEDED = ("numpy", "pydantic", "yaml", "rich", "psutil", "sentencepiece")
 OLDEST = (3, 10)
 EXIT_USER = 2
 # The id of a process that was handed over, so that it is handed over once; its children may be again.
 HANDED_OVER = "PIPPIN_HANDED_OVER"
+_COMMAND = re.compile(r"(?<![\w./-])python (?=(?:tools/)?\w+\.py\b|-m )")
 
 
 def use_environment() -> None:
@@ -43,6 +48,16 @@ def use_environment() -> None:
         "  nothing was started.\n"
     )
     sys.exit(EXIT_USER)
+
+
+def as_typed(text: str) -> str:
+    """A text with its commands as this shell knows them: a stock Mac has `python3` and no `python`."""
+    return text if _has_python() else _COMMAND.sub("python3 ", text)
+
+
+@lru_cache(maxsize=1)
+def _has_python() -> bool:
+    return shutil.which("python") is not None
 
 
 def _problem() -> str:

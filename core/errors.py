@@ -8,6 +8,8 @@ kept. `CODES` lists every code with its long explanation; `pippin explain P301` 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core.environment import as_typed
+
 EXIT_FAULT = 1
 EXIT_USER = 2
 EXIT_SIGINT = 130
@@ -64,7 +66,7 @@ class PippinError(Exception):
             lines.append(f"  try: {self.remedy}")
         if self.kept:
             lines.append(f"  {self.kept}")
-        return "\n".join(lines)
+        return as_typed("\n".join(lines))
 
     def __str__(self) -> str:
         return self.render()

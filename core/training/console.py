@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 from core.config.draft import Draft
+from core.environment import as_typed
 from core.inference.text import printable
 from core.training import format as fmt
 from core.training.heartbeat import Activity, Silence, Ticking
@@ -131,6 +132,7 @@ class Console:
         """One or more lines of plain text above the live lines."""
         if self.quiet and not always:
             return
+        text = as_typed(text)
         if not self.unicode:
             text = fmt.to_ascii(text)
         self._rich.print(Text(text, style=style))

@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from core import environment
+from core.errors import PippinError
 from core.paths import PROJECT_ROOT
 
 ENTRIES = ("train.py", "convert.py", "generate.py", "auto_config.py")
@@ -105,3 +107,26 @@ def test_an_old_python_is_told_so_and_goes_on_with_the_environment(clone):
 @pytest.mark.parametrize("name", ["core/__init__.py", "core/environment.py", *ENTRIES, *TOOLS])
 def test_an_old_python_can_read_what_tells_it_so(name):
     ast.parse((PROJECT_ROOT / name).read_text(), feature_version=(3, 8))
+
+
+def test_commands_are_those_of_a_shell_without_python(monkeypatch):
+    """A stock Mac has python3 only; words and paths that are no command stay."""
+    environment._has_python.cache_clear()
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    text = "python train.py --resume a\n  try: python tools/prepare_data.py plan   (or python -m pytest)"
+    found = environment.as_typed(text)
+    assert found.count("python3 ") == 3 and "python train" not in found
+    for other in (".venv/bin/python train.py", "python is a language", "mypython train.py"):
+        assert environment.as_typed(other) == other
+    error = PippinError("P012", "no.", remedy="python train.py --print-config")
+    assert "try: python3 train.py --print-config" in error.render()
+    monkeypatch.undo()
+    environment._has_python.cache_clear()
+
+
+def test_commands_stay_where_there_is_a_python(monkeypatch):
+    environment._has_python.cache_clear()
+    monkeypatch.setattr(environment.shutil, "which", lambda name: "/usr/bin/python")
+    assert environment.as_typed("python train.py") == "python train.py"
+    monkeypatch.undo()
+    environment._has_python.cache_clear()

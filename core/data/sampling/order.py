@@ -108,8 +108,8 @@ class MixtureOrder:
 
     A block of `MIXTURE_BLOCK` rows has each text's share of them, rounded so that what was rounded off
     is made up for in a later block: the rows of a text in the first b blocks are its share of all
-    of them, to half a row for each text there is, for any b. Within a block the texts are shuffled. Everything is a formula
-    of the row's number, so nothing is counted from the start of the run.
+    of them, to half a row for each text there is, for any b. Within a block the texts are shuffled.
+    Everything is a formula of the row's number, so nothing is counted from the start of the run.
     """
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:

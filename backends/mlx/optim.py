@@ -265,13 +265,16 @@ class LossScaler:
         """Judge a step: whether it counts, a bool scalar, and the next state."""
         fair = mx.isfinite(loss) & (normalizer > 0)
         ok = fair & mx.isfinite(norm)
-        skipped = ~ok
+        # Without any weight there was nothing to skip: the counters stay as they are.
+        empty = normalizer == 0
+        skipped = ~ok & ~empty
         new = dict(state)
         if self.enabled:
             scale = state["loss_scale"]
             overflow = fair & ~mx.isfinite(norm) & (scale > 1)
             skipped = skipped & ~overflow
-            good = mx.where(ok, state["good_steps"] + 1, 0.0)
+            good = mx.where(empty, state["good_steps"], 0.0)
+            good = mx.where(ok, state["good_steps"] + 1, good)
             grown = good >= self.GROWTH_INTERVAL
             scale = mx.where(overflow, mx.maximum(scale / 2, 1.0), scale)
             new["loss_scale"] = mx.where(grown, mx.minimum(scale * 2, self.MOST), scale)

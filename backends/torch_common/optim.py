@@ -242,12 +242,14 @@ class LossScaler:
         s, zero = self.state, torch.zeros_like(self.state.loss_scale)
         fair = torch.isfinite(loss) & (normalizer > 0)
         ok = fair & torch.isfinite(norm)
-        skipped = ~ok
+        # Without any weight there was nothing to skip: the counters stay as they are.
+        empty = normalizer == 0
+        skipped = ~ok & ~empty
         scale, good, overflows = s.loss_scale, s.good_steps, s.overflows_total
         if self.enabled:
             overflow = fair & ~torch.isfinite(norm) & (scale > 1)
             skipped = skipped & ~overflow
-            good = torch.where(ok, good + 1, zero)
+            good = torch.where(ok, good + 1, torch.where(empty, good, zero))
             grown = good >= self.GROWTH_INTERVAL
             scale = torch.where(overflow, (scale / 2).clamp(min=1), scale)
             scale = torch.where(grown, (scale * 2).clamp(max=self.MOST), scale)

@@ -65,7 +65,7 @@ class Row:
     """Figures of one history row; None is not shown."""
 
     step: int
-    loss: float
+    loss: float | None
     trend: str = ""
     val: float | None = None
     val_is_best: bool = False
@@ -251,7 +251,7 @@ class Console:
         """One history row."""
         cells = {
             "step": f"{row.step:,}",
-            "loss": fmt.number(row.loss) + (f" {row.trend}" if row.trend else "  "),
+            "loss": ("" if row.loss is None else fmt.number(row.loss) + (f" {row.trend or ' '}")),
             "val": (fmt.number(row.val) + ("*" if row.val_is_best else " ")) if row.val else "",
             "lr": f"{row.lr:.0e}".replace("e-0", "e-") if row.lr is not None else "",
             "grad": fmt.number(row.grad, 2) if row.grad is not None else "",

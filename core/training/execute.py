@@ -87,7 +87,7 @@ def execute(job: Job, folder: RunFolder, backends: Backends, console: Console) -
             info = live.backend.device_info()
             check_device(job.config, job.specs, info, force=job.force)
             try:
-                _load(job, live.backend, backends, meta, next(iter(eval_batches)), console)
+                _load(job, live.backend, backends, meta, _first_scored(eval_batches), console)
                 break
             except OutOfMemory as error:
                 failure = error.bare()
@@ -150,6 +150,25 @@ def _meta(job: Job) -> Meta:
         return meta
     old = job.start.meta
     return replace(meta, step=old.step, loop=dict(old.loop), backend_state=dict(old.backend_state))
+
+
+def _first_scored(eval_batches: EvalBatches) -> Batch:
+    """The first batch of the validation that scores anything.
+
+    Raises:
+        PippinError: P201 where none does.
+    """
+    for batch in eval_batches:
+        if batch.weights.any():
+            return batch
+    raise PippinError(
+        "P201",
+        "the validation text has no target that is trained on, so there is nothing to measure.",
+        found=f"{len(eval_batches.numbers):,} rows, every weight 0",
+        remedy="more text, a larger data.val_fraction, or a longer data.seq_len where the trained "
+        "part of a text lies behind the cut",
+        kept="nothing was trained.",
+    )
 
 
 def _load(

@@ -50,6 +50,7 @@ class Loop:
         # The counter goes on over resumes; what was skipped before has been told.
         self._skipped = self._skipped_told = int(run.meta.backend_state.get("skipped_total", 0))
         self._in_a_row = 0
+        self._empty = self._told_empty = False  # Whether the step had no target to train on.
         self._first = self._begun = run.state.step
         self._tokens = 0
         # Tokens seen after each of the latest steps, to go back over skipped ones.
@@ -93,7 +94,7 @@ class Loop:
         r = self.r
         mark = self._begin_step()
         # Asked for anew each time: where memory runs out, there are other batches.
-        while (batch := next(r.batches, None)) is not None:
+        while (batch := self._next()) is not None:
             metrics = self._step(batch)
             step = r.state.step
             step_s = time.monotonic() - mark
@@ -118,6 +119,12 @@ class Loop:
             self._guard()
             mark = self._begin_step()
         return "done"
+
+    def _next(self) -> StepBatches | None:
+        try:
+            return next(self.r.batches, None)
+        except PippinError as error:  # A shard that cannot be read: the state is whole.
+            raise self._saved_first(error) from error
 
     def _begin_step(self) -> float:
         """Say which step begins, and stops the run if a signal comes; returns the moment."""
@@ -184,15 +191,14 @@ class Loop:
                 self._recent.append(self._ema.update(step, loss))
 
     def _saved_first(self, error: PippinError) -> PippinError:
-        """Where the disk refused something: say what is kept, after an attempt to save this step.
+        """Between steps the state is whole: say what is kept, after an attempt to save it.
 
         A checkpoint that was itself refused (P307) is not tried again.
         """
-        if error.code not in ("P307", "P312"):
-            return error
         state = self.r.state
         tried = error.code == "P307"
-        if not tried and (self.r.checkpoint is None or self.r.meta.step != state.step):
+        begun = state.step > self._first
+        if begun and not tried and (self.r.checkpoint is None or self.r.meta.step != state.step):
             try:
                 self._save()
             except PippinError as second:
@@ -215,6 +221,13 @@ class Loop:
         else:
             metrics = r.backend.train_step(batch.micro, hyper)
         r.state.step = batch.step
+        self._empty = batch.tokens == 0
+        if self._empty and not self._told_empty:
+            self._told_empty = True
+            r.console.warn(
+                f"step {batch.step:,}: no target of its rows is trained on, so it changes nothing "
+                "(said once)"
+            )
         r.state.tokens_seen += batch.tokens
         self._seen.append((batch.step, r.state.tokens_seen))
         self._tokens += batch.tokens
@@ -313,10 +326,11 @@ class Loop:
 
     def _log(self, metrics: Mapping[str, Lazy], step: int, step_s: float) -> None:
         r, train = self.r, self.r.config.train
-        loss = float(metrics["loss"])
+        loss = self._loss(metrics)
         grad = float(metrics["grad_norm"])
         average = self._ema.update(step, loss)
-        self._recent.append(average)
+        if not self._empty:
+            self._recent.append(average)
         speed = self._pace.logged()
         memory = r.backend.memory()
         if r.watch is not None and memory.active_bytes is not None:
@@ -348,7 +362,7 @@ class Loop:
             r.console.row(
                 Row(
                     step=step,
-                    loss=average,
+                    loss=None if math.isnan(average) and self._empty else average,
                     trend=self._ema.trend(train.total_steps),
                     val=val.loss if val else None,
                     val_is_best=val is not None and self._val_is_best,
@@ -363,6 +377,10 @@ class Loop:
         self._tell_of_sleep(left)
         self._live(step, used=used, mfu=mfu)
 
+    def _loss(self, metrics: Mapping[str, Lazy]) -> float:
+        """The step's loss in nats; NaN where it had nothing to learn from."""
+        return math.nan if self._empty else float(metrics["loss"])
+
     def _row_between(self, metrics: Mapping[str, Lazy], step: int) -> None:
         """A row of a step that is not logged, so that a run of slow steps is not silent for long.
 
@@ -372,7 +390,7 @@ class Loop:
         r.console.row(
             Row(
                 step=step,
-                loss=self._ema.with_value(float(metrics["loss"])),
+                loss=self._ema.with_value(self._loss(metrics)),
                 lr=step_hyper(step, r.config.train, 1.0).lr["matrix"],
                 grad=float(metrics["grad_norm"]),
                 tokens_per_s=self._pace.speed(),

@@ -14,17 +14,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import backends
 from backends.torch_common.backend import TorchBackend
 from core.checkpoint import list_checkpoints
+from core.data.sampling.loader import EvalBatches, TrainLoader
 from core.errors import PippinError
 from core.inference import evaluate as evaluation
 from core.training import runlog, summary
 from core.training.console import Console
 from core.training.schedule import step_hyper
-from tests.cli.runs import losses, rows, start, train_here, train_process
+from tests.cli.runs import TINY, losses, rows, start, train_here, train_process
 
 
 @pytest.fixture
@@ -299,3 +301,70 @@ def test_the_remedy_of_a_run_that_diverges_halves_every_rate(here, capsys, monke
     assert "same curve" not in capsys.readouterr().out
     for name in ("lr", "min_lr", "lr_matrix", "lr_embed", "lr_head", "lr_vector"):
         assert after[name] == pytest.approx(before[name] / 2), name
+
+
+def test_a_shard_that_cannot_be_read_ends_a_run_with_its_last_step_saved(here, capsys, monkeypatch):
+    real = TrainLoader.__next__
+
+    def broken(loader):
+        batch = real(loader)
+        if batch.step == 4:
+            raise PippinError("P204", "a token id is outside the vocabulary.")
+        return batch
+
+    monkeypatch.setattr(TrainLoader, "__next__", broken)
+    assert train_here(*start(here, "train.ckpt_interval=6", "--save-dir", "a")) == 2
+    said = capsys.readouterr().err
+    assert "P204" in said and "step_000003.pt; go on with python" in said
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert train_here("--resume", "a") == 0
+    assert train_here(*start(here, "train.ckpt_interval=6", "--save-dir", "b")) == 0
+    assert losses(here / "a") == losses(here / "b")
+
+
+def write_chats(folder, questions):
+    """Chats of a question of so many words and an answer of one."""
+    turns = [
+        [
+            {"role": "user", "content": f"{i} " + "word " * n},
+            {"role": "assistant", "content": "yes"},
+        ]
+        for i, n in enumerate(questions)
+    ]
+    path = folder / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in turns))
+    return path
+
+
+CHATS = (*TINY, "data.seq_len=32", "train.micro_batch_size=1", "train.total_steps=12")
+
+
+def test_steps_and_batches_without_an_answer_are_no_fault(here, capsys):
+    """Where a question is longer than the context, none of a row's targets is trained on."""
+    chats = write_chats(here, [40, 40, 1] * 30)
+    args = ("--input_file", chats, "--backend", "cpu", *CHATS)
+    assert train_here(*args, "--save-dir", "r", "train.max_skipped_steps=2") == 0
+    out = capsys.readouterr().out
+    assert "no target of its rows is trained on" in out and "nan" not in out
+    found = rows(here / "r")
+    seen = [0, *(r["tokens_processed"] for r in found)]
+    empty = [r for r, before in zip(found, seen) if r["tokens_processed"] == before]
+    assert 2 < len(empty) < len(found)
+    assert all(r.get("loss") is None and r["grad_norm"] == 0 for r in empty)
+    assert all(r["skipped_total"] == 0 for r in found)
+    told = json.loads((here / "r" / "logs" / "final_training_summary.json").read_text())
+    assert told["final_loss"] > 1
+
+
+def test_a_validation_without_an_answer_is_told_before_the_run(here, capsys, monkeypatch):
+    real = EvalBatches.__iter__
+
+    def untrained(batches):
+        for batch in real(batches):
+            yield replace(batch, weights=np.zeros_like(batch.weights))
+
+    monkeypatch.setattr(EvalBatches, "__iter__", untrained)
+    assert train_here(*start(here), "--save-dir", "r") == 2
+    assert "nothing to measure" in capsys.readouterr().err
+    assert not (here / "r" / "logs" / "metrics.jsonl").exists()

@@ -59,7 +59,7 @@ def test_the_scale_doubles_after_2000_good_steps_up_to_its_limit() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-@pytest.mark.parametrize(("loss", "norm", "normalizer"), [(NAN, 1, 1), (INF, INF, 1), (1, 1, 0)])
+@pytest.mark.parametrize(("loss", "norm", "normalizer"), [(NAN, 1, 1), (INF, INF, 1)])
 def test_steps_that_do_not_count(
     precision: str, loss: float, norm: float, normalizer: float
 ) -> None:
@@ -73,6 +73,14 @@ def test_steps_that_do_not_count(
     assert ok
     assert (values(state)["skipped_total"], values(state)["skipped_in_a_row"]) == (2, 0)
     assert values(state)["overflows_total"] == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_step_without_any_weight_is_neither_taken_nor_skipped(precision: str) -> None:
+    scaler = optim.LossScaler(precision)
+    before = scaler.load({"good_steps": 7, "skipped_total": 3, "skipped_in_a_row": 2})
+    ok, state = advance(scaler, before, 0.0, 0.0, normalizer=0)
+    assert not ok and values(state) == values(before)
 
 
 def test_without_float16_there_is_no_scale() -> None:

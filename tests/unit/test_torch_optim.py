@@ -167,16 +167,24 @@ def test_scaler_off_counts_skips_alone():
     assert update(scaler, 1.0, 1.0)
     assert not update(scaler, 1.0, inf)
     assert not update(scaler, inf, 1.0)
-    assert not update(scaler, 1.0, 1.0, normalizer=0.0)
+    assert not update(scaler, 0.0, 0.0, normalizer=0.0)  # Nothing to skip.
     assert scaler.values() == {
         "loss_scale": 1.0,
         "good_steps": 0.0,
         "overflows_total": 0.0,
-        "skipped_total": 3.0,
-        "skipped_in_a_row": 3.0,
+        "skipped_total": 2.0,
+        "skipped_in_a_row": 2.0,
     }
     assert update(scaler, 1.0, 1.0)
     assert scaler.values()["skipped_in_a_row"] == 0
+
+
+def test_a_step_without_any_weight_is_neither_taken_nor_skipped():
+    scaler = LossScaler("float16", torch.device("cpu"))
+    scaler.load({"good_steps": 7.0, "skipped_total": 3.0, "skipped_in_a_row": 2.0})
+    before = scaler.values()
+    assert not update(scaler, 0.0, 0.0, normalizer=0.0)
+    assert scaler.values() == before
 
 
 def test_scaler_on_keeps_its_limits():

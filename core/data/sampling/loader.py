@@ -35,8 +35,8 @@ class StepBatches:
     Attributes:
         step: Optimizer step, from 1.
         micro: Micro-batches of this rank; `tokens` and `targets` int32 `[B, T]`.
-        normalizer: Sum of the weights over the whole step, all micro-batches and ranks; 1 where
-            it would be 0, since the loss is divided by it.
+        normalizer: Sum of the weights over the whole step, all micro-batches and ranks; 0 where no
+            target of the step is trained on.
         tokens: Targets trained on in the whole step: how many weights are above 0.
     """
 
@@ -209,7 +209,7 @@ class TrainLoader:
             tokens = sum(int(np.count_nonzero(batch.weights)) for batch in micro)
         else:
             total, tokens = count_weights(self._parts, planned)
-        return StepBatches(step, micro, total or 1.0, tokens)
+        return StepBatches(step, micro, total, tokens)
 
     def _put(self, item: StepBatches | BaseException) -> None:
         while not self._stop.is_set():

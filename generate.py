@@ -84,7 +84,7 @@ def open_model(args: argparse.Namespace) -> Model:
         PippinError: P302 for an unknown run, P3xx for its files, P5xx for the backend.
     """
     path = _model_path(args.model)
-    candidates = checkpoint_candidates(path)
+    candidates = checkpoint_candidates(path, _open_checkpoint)
     if (name := args.backend) == "auto":
         name, _ = choose_backend(backends.available(), is_apple_silicon=on_apple_silicon())
     return load_model(

@@ -13,6 +13,7 @@ from core.checkpoint.folder import (
     list_checkpoints,
     newest_valid,
     prune,
+    step_of,
     with_intact,
 )
 from core.checkpoint.meta import (
@@ -42,6 +43,7 @@ __all__ = [
     "open_archive",
     "open_npz",
     "prune",
+    "step_of",
     "verify",
     "with_intact",
     "write_archive",

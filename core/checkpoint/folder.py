@@ -16,20 +16,18 @@ from core.checkpoint.atomic import (
 from core.checkpoint.content import verify
 from core.checkpoint.meta import OpenCheckpoint
 from core.errors import PippinError
-from core.paths import STEP_FILE
+from core.paths import BEST_FILES, STEP_FILE
 
 __all__ = [
-    "BEST_FILES",
     "clean_temporaries",
     "is_intact",
     "link_best",
     "list_checkpoints",
     "newest_valid",
     "prune",
+    "step_of",
     "with_intact",
 ]
-
-BEST_FILES = ("best.npz", "best.pt")
 
 
 def list_checkpoints(folder: Path) -> tuple[Path, ...]:
@@ -99,6 +97,20 @@ def is_intact(path: Path, open_checkpoint: OpenCheckpoint) -> bool:
     except PippinError:
         return False
     return True
+
+
+def step_of(path: Path, open_checkpoint: OpenCheckpoint) -> int | None:
+    """Optimizer step of a checkpoint; None where there is none that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        ckpt = open_checkpoint(path)
+    except PippinError:
+        return None
+    try:
+        return ckpt.meta.step
+    finally:
+        ckpt.close()
 
 
 def with_intact(

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.backend import Backend, CreateBackend
-from core.checkpoint import Checkpoint, OpenCheckpoint, list_checkpoints, with_intact
+from core.checkpoint import Checkpoint, OpenCheckpoint, list_checkpoints, step_of, with_intact
 from core.config.load import build, from_resolved
 from core.config.schema import Precision, RunConfig
 from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from core.errors import PippinError
 from core.params import param_specs
+from core.paths import BEST_FILES
 
-BEST_NAMES = ("best.npz", "best.pt")
 # What a file can be that another one of its folder makes up for.
 PASSED_OVER = ("P303", "P304", "P305", "P306")
 
@@ -42,7 +42,7 @@ class Model:
     notes: tuple[str, ...]
 
 
-def checkpoint_candidates(path: Path) -> tuple[Path, ...]:
+def checkpoint_candidates(path: Path, open_checkpoint: OpenCheckpoint) -> tuple[Path, ...]:
     """Files to try: a file itself, or a run folder's best, then its steps from the newest.
 
     Raises:
@@ -50,15 +50,16 @@ def checkpoint_candidates(path: Path) -> tuple[Path, ...]:
     """
     if not path.is_dir():
         return (path,)
-    best = [path / name for name in BEST_NAMES if (path / name).is_file()]
-    # Both are there where a run went on with another framework; the newer one is the best.
-    best.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+    best = [path / name for name in BEST_FILES if (path / name).is_file()]
+    # Both are there where a run that went on with another framework was cut short: a later best is
+    # the better one. Times of files say nothing, a copy of a folder changes them.
+    best.sort(key=lambda p: step_of(p, open_checkpoint) or 0, reverse=True)
     found = (*best, *list_checkpoints(path))
     if not found:
         raise PippinError(
             "P302",
             f"the run folder {path} holds no checkpoint yet.",
-            found=f"looked for {', '.join(BEST_NAMES)} and step_NNNNNN.npz or .pt",
+            found=f"looked for {', '.join(BEST_FILES)} and step_NNNNNN.npz or .pt",
             remedy="wait until the run saves its first one",
         )
     return found

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import PippinError
+from core.paths import BEST_FILES
 from core.training import format as fmt
 
 # What more room mends; EDQUOT is a user's own limit.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-BEST_FILES = ("best.npz", "best.pt")
 NO_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 

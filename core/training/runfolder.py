@@ -21,12 +21,11 @@ from core.checkpoint import clean_temporaries, list_checkpoints
 from core.config.schema import SECTIONS
 from core.durable import flush_to_disk
 from core.errors import PippinError
-from core.paths import is_safe_name
+from core.paths import BEST_FILES, is_safe_name
 from core.training.disk import disk_error
 
 RUNS_DIR = Path("checkpoints")
 LOCK_NAME = ".lock"
-BEST_FILES = ("best.npz", "best.pt")
 # What a run writes besides its checkpoints; a fresh start removes these and nothing else.
 OWN_FOLDERS = ("logs", "samples", "plots")
 OWN_FILES = (

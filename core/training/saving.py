@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from core.checkpoint import Checkpoint, OpenCheckpoint, link_best, list_checkpoints, prune
+from core.checkpoint import OpenCheckpoint, link_best, list_checkpoints, prune, step_of
 from core.errors import PippinError
 from core.inference.evaluate import Evaluation
-from core.paths import STEP_FILE, step_file_name
+from core.paths import BEST_FILES, STEP_FILE, step_file_name
 from core.training.disk import writing
 from core.training.run import Progressed, Run, is_better
 from core.training.runlog import write_json
@@ -46,7 +46,7 @@ def _save(run: Run, val: Evaluation | None) -> None:
         path = run.backend.save(path, meta, optimizer=True).result()
     run.meta, run.checkpoint = meta, path
     if best:
-        link_best(path, run.folder / f"best{run.backend.suffix}")
+        _link_only_best(path)
     prune(run.folder, keep=run.config.train.ckpt_keep, protect=(path,))
     about = {
         "step": state.step,
@@ -80,28 +80,24 @@ def mend_best(
         if wanted is None or match is None or int(match.group(1)) != wanted:
             continue
         best = folder / f"best{path.suffix}"
-        if _step(best, open_checkpoint) != wanted:
-            link_best(path, best)
+        if step_of(best, open_checkpoint) != wanted:
             tell(f"{best.name} is {path.name} again")
+        _link_only_best(path)
         return
-    for suffix in (".npz", ".pt"):
-        best = folder / f"best{suffix}"
-        step = _step(best, open_checkpoint)
+    steps = {name: step_of(folder / name, open_checkpoint) for name in BEST_FILES}
+    for name, step in steps.items():
         if step is not None and step > state.step:
-            best.unlink()
-            tell(f"{best.name} was of step {step}, which this run gives up; removed")
+            (folder / name).unlink()
+            tell(f"{name} was of step {step}, which this run gives up; removed")
             state.saved_best_val_loss = state.saved_best_step = None
+        elif step is not None and step != wanted and wanted in steps.values():
+            (folder / name).unlink()
+            tell(f"{name} was of step {step}, the best is of step {wanted}; removed")
 
 
-def _step(path: Path, open_checkpoint: OpenCheckpoint) -> int | None:
-    """Step of a checkpoint, None where there is none that can be read."""
-    if not path.is_file():
-        return None
-    try:
-        ckpt: Checkpoint = open_checkpoint(path)
-    except PippinError:
-        return None
-    try:
-        return ckpt.meta.step
-    finally:
-        ckpt.close()
+def _link_only_best(path: Path) -> None:
+    """Make a checkpoint the best; one that the other framework wrote before is no more."""
+    best = link_best(path, path.with_name(f"best{path.suffix}"))
+    for name in BEST_FILES:
+        if name != best.name:
+            best.with_name(name).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Run: pytest tests/cli/test_generate_cli.py
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,14 @@ def test_the_best_is_preferred_then_the_newest_step(here, capsys):
     assert Path(run_json(capsys, *short)[0]["checkpoint"]).name == "best.npz"
     (run / "best.npz").unlink()
     assert Path(run_json(capsys, *short)[0]["checkpoint"]).name == "step_000010.pt"
+
+
+@pytest.mark.parametrize("names", [("best.pt", "best.npz"), ("best.npz", "best.pt")])
+def test_of_two_bests_the_later_step_counts_and_no_time_of_a_file(here, capsys, names):
+    run = make_run(here / "checkpoints" / "a", *names)
+    os.utime(run / names[0], (2e9, 2e9))
+    (found,) = run_json(capsys, "a", "--max-new-tokens", "1", "--backend", "cpu")
+    assert (Path(found["checkpoint"]).name, found["step"]) == (names[1], 6)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_note(here, capsys):

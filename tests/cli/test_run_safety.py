@@ -222,6 +222,21 @@ def test_best_is_linked_again_after_a_kill_before_its_link(here, capsys):
     assert step_of(run / "best.pt") in (4, 5)
 
 
+def test_a_run_that_goes_on_with_the_other_framework_has_one_best(here, capsys):
+    run = here / "checkpoints" / "r"
+    assert train_here(*start(here, "--save-dir", run), "--max-steps", 4) == 0
+    stale = (run / "best.pt").read_bytes()
+    assert train_here("--resume", run, "--backend", "mlx") == 0
+    assert step_of(run / "best.npz") == 6, "the tiny model gets better all the time"
+    assert not (run / "best.pt").exists()
+    (run / "best.pt").write_bytes(stale)
+    for path in run.glob("step_00000[56].*"):
+        path.unlink()
+    capsys.readouterr()
+    assert train_here("--resume", run / "best.npz", "train.total_steps=7") == 0
+    assert not (run / "best.pt").exists()
+
+
 def poison(monkeypatch, steps):
     """Steps that change nothing, so that their validation is no better than the one before."""
 

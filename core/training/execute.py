@@ -27,7 +27,14 @@ from core.training.options import Backends
 from core.training.recovery import Live, Makers, Recovery, smaller
 from core.training.run import Outcome, Progressed, Run
 from core.training.runfolder import RunFolder
-from core.training.runlog import METRICS_NAME, RunLog, cut_after, open_tensorboard, write_json
+from core.training.runlog import (
+    METRICS_NAME,
+    SUMMARY_NAME,
+    RunLog,
+    cut_after,
+    open_tensorboard,
+    write_json,
+)
 from core.training.samples import Sampler
 from core.training.saving import mend_best
 from core.training.signals import StopSignals
@@ -235,6 +242,7 @@ def _open_folder(job: Job, folder: RunFolder, backends: Backends, console: Conso
             if cut:
                 console.fact("log", f"{cut} rows after step {state.step} were dropped")
             cut_after(folder.path / "samples" / "samples.jsonl", state.step)
+            (folder.logs / SUMMARY_NAME).unlink(missing_ok=True)  # its end is no end any more
         write_json(folder.path / "config.json", job.config.model_dump(mode="json"))
         job.prepared.tokenizer.save(folder.path)
     return state
@@ -254,7 +262,7 @@ def _train(
     if live.backend is None:
         raise PippinError("P001", "a run without a backend.", exit_code=EXIT_FAULT)
     log = RunLog(folder.logs, tensorboard=open_tensorboard(folder.logs))
-    with StopSignals(console.stopping) as signals, _watch(job) as watch:
+    with log, StopSignals(console.stopping) as signals, _watch(job) as watch:
         signals.step = state.step + 1
         with console.phase("data", "opening the training text"):
             live.batches = make.batches(job.config, state.step + 1)
@@ -273,15 +281,25 @@ def _train(
             state=state,
             stop_step=job.stop_step,
             floor_nats=prepared.floor_nats_per_token,
-            device_name=live.backend.device_info().device,
+            device=live.backend.device_info(),
             sample=make.sampler(live.backend),
             first_step=state.step,
             recover=Recovery(live, make, job.start.path if job.start is not None else None),
             watch=watch,
         )
-        outcome = Loop(run).run()
+        loop = Loop(run)
+        try:
+            outcome = loop.run()
+        except PippinError as error:
+            summary.record(run, loop.outcome("failed", error.code), prepared, {})
+            raise
         live.close_batches()
+        try:
+            log.close()
+        except PippinError as error:
+            console.warn(error.what)
     if outcome.reason == "not finite":
+        summary.record(run, outcome, prepared, {})
         raise not_finite_error(run, outcome)
     return _finish(run, outcome, prepared)
 
@@ -295,10 +313,6 @@ def _watch(job: Job) -> AbstractContextManager[MemoryWatch | None]:
 
 def _finish(run: Run, outcome: Outcome, prepared: TextData) -> int:
     """Sum up; all is saved by now, so nothing here changes how the run ended."""
-    try:
-        run.log.close()
-    except PippinError as error:
-        run.console.warn(error.what)
     try:
         with run.console.phase("summary", "drawing the curve and writing the report"):
             summary.finish(run, outcome, prepared, skills=outcome.reason == "done")

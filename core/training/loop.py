@@ -1,14 +1,12 @@
-"""The training loop: steps, logs, validation, samples, checkpoints, and how a run ends.
+"""The training loop: steps, validation, samples, checkpoints, and how a run ends.
 
 The loop knows the backend only by `core.backend.Backend`. It reads metrics from the device when it
 logs, and the skip counters every few steps; everything else stays lazy.
 """
 
 import math
-import os
 import shlex
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -17,16 +15,11 @@ from core.backend import Lazy, OutOfMemory
 from core.data.sampling.loader import StepBatches
 from core.errors import PippinError
 from core.inference.evaluate import Evaluation, evaluate
-from core.machine.speed import flops_per_token, peak_flops
-from core.machine.system import process_memory
-from core.training import format as fmt
-from core.training.awake import Awake
-from core.training.cadence import sample_steps, shown_steps
-from core.training.console import Progress, Row
+from core.training.cadence import sample_steps
 from core.training.pace import Pace
 from core.training.recovery import halved
+from core.training.reporting import Reporter
 from core.training.run import Outcome, Reason, Run, is_better
-from core.training.runlog import losses_until, metrics_row, strict
 from core.training.saving import save
 from core.training.schedule import step_hyper
 
@@ -39,47 +32,48 @@ class Loop:
     def __init__(self, run: Run) -> None:
         self.r = run
         train = run.config.train
-        self._shown = shown_steps(train.total_steps, train.log_interval, train.eval_interval)
         self._samples = sample_steps(train.total_steps, train.samples)
-        self._take_up_average()
-        self._peak = peak_flops(run.device_name, train.precision)
-        self._flops = flops_per_token(run.config.model, run.specs, run.config.data.seq_len)
         self._val: Evaluation | None = None
         self._val_step = -1
         self._val_is_best = False
         # The counter goes on over resumes; what was skipped before has been told.
         self._skipped = self._skipped_told = int(run.meta.backend_state.get("skipped_total", 0))
         self._in_a_row = 0
-        self._empty = self._told_empty = False  # Whether the step had no target to train on.
+        self._trained = True  # Whether the step had a target to train on.
+        self._told_untrained = False
         self._first = self._begun = run.state.step
         self._tokens = 0
         # Tokens seen after each of the latest steps, to go back over skipped ones.
         self._seen = deque([(run.state.step, run.state.tokens_seen)], self._unread_steps())
+        self._started = time.monotonic()
         self._pace = Pace(run.phases)
-        self._saved_at: float | None = None
-        on_mac = sys.platform == "darwin"
-        self._awake = Awake(on_mac=on_mac, wall_s=time.time(), monotonic_s=time.monotonic())
+        self._reporter = Reporter(run, self._pace)
 
     def run(self) -> Outcome:
         """Train until the end, a signal, or too many steps that are not finite."""
         r = self.r
-        start = time.monotonic()
-        r.console.header(with_mfu=self._peak is not None)
+        self._reporter.header()
         with r.console.live():
             reason = self._steps()
         if reason == "done" and r.state.step < r.config.train.total_steps:
             reason = "stopped"
+        return self.outcome(reason)
+
+    def outcome(self, reason: Reason, error: str | None = None) -> Outcome:
+        """How this part of the run ended, `error` being the code of what ended it."""
+        r = self.r
         return Outcome(
             reason=reason,
             state=r.state,
             first_step=self._first,
-            train_loss=self._ema.value,
+            train_loss=self._reporter.average,
             final=self._val if self._val_step >= r.state.step else None,
-            seconds=time.monotonic() - start,
+            seconds=time.monotonic() - self._started,
             tokens=self._tokens,
             skipped_steps=self._skipped,
             checkpoint=r.checkpoint,
             seconds_by_phase=self._pace.phases,
+            error=error,
         )
 
     def _steps(self) -> Reason:
@@ -172,23 +166,10 @@ class Loop:
             self._in_a_row = 0
             self._seen.clear()
             self._seen.append((r.state.step, r.state.tokens_seen))
-            self._take_up_average()
+            self._reporter.take_up_average()
         self._begun = r.state.step
         self._pace.forget()
         self._add_phase("recovery", begin)
-
-    def _take_up_average(self) -> None:
-        """The average loss of the run's own log up to its step, as if it had never stopped.
-
-        A row that is there only because the run stopped at its step is none of an uninterrupted run.
-        """
-        train, state = self.r.config.train, self.r.state
-        every = (train.log_interval, train.eval_interval, train.ckpt_interval)
-        self._ema = fmt.Ema()
-        self._recent: deque[float] = deque(maxlen=200)
-        for step, loss in losses_until(self.r.log.path, state.step):
-            if step in self._shown or any(step % n == 0 for n in every):
-                self._recent.append(self._ema.update(step, loss))
 
     def _saved_first(self, error: PippinError) -> PippinError:
         """Between steps the state is whole: say what is kept, after an attempt to save it.
@@ -221,9 +202,9 @@ class Loop:
         else:
             metrics = r.backend.train_step(batch.micro, hyper)
         r.state.step = batch.step
-        self._empty = batch.tokens == 0
-        if self._empty and not self._told_empty:
-            self._told_empty = True
+        self._trained = batch.tokens > 0
+        if not self._trained and not self._told_untrained:
+            self._told_untrained = True
             r.console.warn(
                 f"step {batch.step:,}: no target of its rows is trained on, so it changes nothing "
                 "(said once)"
@@ -237,7 +218,7 @@ class Loop:
         """Read the counters when it is time; False ends the run."""
         r = self.r
         train = r.config.train
-        due = step % CHECK_EVERY == 0 or self._logs(step) or self._saves(step)
+        due = step % CHECK_EVERY == 0 or self._reporter.logs(step) or self._saves(step)
         if not due and not stop:
             return True
         total = int(float(metrics["skipped_total"]))
@@ -271,13 +252,6 @@ class Loop:
         if state.best_step is not None:
             state.best_step = min(state.best_step, state.step)
 
-    def _logs(self, step: int) -> bool:
-        return (
-            step % self.r.config.train.log_interval == 0
-            or step in self._shown
-            or step == self.r.stop_step
-        )
-
     def _saves(self, step: int) -> bool:
         return step % self.r.config.train.ckpt_interval == 0 or step == self.r.stop_step
 
@@ -285,12 +259,20 @@ class Loop:
         r, train = self.r, self.r.config.train
         if step % train.eval_interval == 0 or self._saves(step) or stop:
             self._evaluate(step)
-        if self._logs(step) or self._val_step == step:
-            self._log(metrics, step, step_s)
+        if self._reporter.logs(step) or self._val_step == step:
+            self._reporter.log(
+                metrics,
+                step,
+                step_s,
+                trained=self._trained,
+                skipped_total=self._skipped,
+                val=self._val if self._val_step == step else None,
+                val_is_best=self._val_is_best,
+            )
         elif r.console.wants_plain_row(step_s):
-            self._row_between(metrics, step)
+            self._reporter.row_between(metrics, step, trained=self._trained)
         elif r.console.interactive:
-            self._live(step)
+            self._reporter.live(step)
         if stop or (self._saves(step) and self._in_a_row == 0):
             self._save()
         if step in self._samples and r.sample is not None and r.signals.received is None:
@@ -324,112 +306,10 @@ class Loop:
                 failure = error.bare()
             self._recover(failure)
 
-    def _log(self, metrics: Mapping[str, Lazy], step: int, step_s: float) -> None:
-        r, train = self.r, self.r.config.train
-        loss = self._loss(metrics)
-        grad = float(metrics["grad_norm"])
-        average = self._ema.update(step, loss)
-        if not self._empty:
-            self._recent.append(average)
-        speed = self._pace.logged()
-        memory = r.backend.memory()
-        if r.watch is not None and memory.active_bytes is not None:
-            r.watch.device_bytes = memory.active_bytes + (memory.cached_bytes or 0)
-        process = _process_bytes()
-        used = max(memory.active_bytes or 0, process)
-        hyper = step_hyper(step, train, 1.0)
-        val = self._val if self._val_step == step else None
-        mfu = speed * self._flops / self._peak if speed and self._peak else None
-        row = metrics_row(
-            metrics,
-            loss=loss,
-            grad_norm=grad,
-            learning_rate=hyper.lr["matrix"],
-            tokens_seen=r.state.tokens_seen,
-            speed=speed,
-            step_time_s=self._pace.seconds_a_step,
-            memory=memory,
-            process_bytes=process,
-            mfu=mfu,
-            skipped_total=self._skipped,
-            val=val,
-        )
-        r.log.row(step, row)
-        r.console.emit("row", {"step": step, **strict(row)})
-        left = self._pace.seconds_left(r.stop_step - step)
-        shown = step in self._shown or r.console.every_row or r.console.wants_plain_row(step_s)
-        if shown or step == r.stop_step or r.signals.received is not None:
-            r.console.row(
-                Row(
-                    step=step,
-                    loss=None if math.isnan(average) and self._empty else average,
-                    trend=self._ema.trend(train.total_steps),
-                    val=val.loss if val else None,
-                    val_is_best=val is not None and self._val_is_best,
-                    lr=hyper.lr["matrix"],
-                    grad=grad,
-                    tokens_per_s=speed,
-                    mfu=mfu,
-                    memory_bytes=used,
-                    eta_s=left,
-                )
-            )
-        self._tell_of_sleep(left)
-        self._live(step, used=used, mfu=mfu)
-
-    def _loss(self, metrics: Mapping[str, Lazy]) -> float:
-        """The step's loss in nats; NaN where it had nothing to learn from."""
-        return math.nan if self._empty else float(metrics["loss"])
-
-    def _row_between(self, metrics: Mapping[str, Lazy], step: int) -> None:
-        """A row of a step that is not logged, so that a run of slow steps is not silent for long.
-
-        Its loss is part of no average and of no log: those depend on the steps, never on the clock.
-        """
-        r = self.r
-        r.console.row(
-            Row(
-                step=step,
-                loss=self._ema.with_value(self._loss(metrics)),
-                lr=step_hyper(step, r.config.train, 1.0).lr["matrix"],
-                grad=float(metrics["grad_norm"]),
-                tokens_per_s=self._pace.speed(),
-                memory_bytes=max(r.backend.memory().active_bytes or 0, _process_bytes()),
-                eta_s=self._pace.seconds_left(r.stop_step - step),
-            )
-        )
-
-    def _tell_of_sleep(self, left_s: float | None) -> None:
-        console = self.r.console
-        if (words := self._awake.slept(time.time(), time.monotonic())) is not None:
-            console.warn(words)
-        if (words := self._awake.advice(left_s)) is not None:
-            console.fact("awake", words)
-
-    def _live(self, step: int, *, used: int | None = None, mfu: float | None = None) -> None:
-        r, pace = self.r, self._pace
-        parts = [f"{fmt.si(pace.last_speed)} tok/s"] if pace.last_speed else []
-        if mfu is not None:
-            parts.append(f"MFU {100 * mfu:.0f} %")
-        if used:
-            parts.append(fmt.gigabytes(used))
-        left = pace.left_in_words(step, r.stop_step)
-        text = " · ".join(parts)
-        r.console.progress(
-            Progress(
-                step, r.stop_step, left, list(self._recent), r.floor_nats, text, self._saved_at
-            )
-        )
-
     def _save(self) -> None:
         begin = time.monotonic()
         self.r.console.doing("saving", f"saving step {self.r.state.step:,}")
         val = self._val if self._val_step >= self.r.state.step else None
         save(self.r, val)
-        self._saved_at = self.r.console.now()
+        self._reporter.saved_at = self.r.console.now()
         self._add_phase("saving", begin)
-
-
-def _process_bytes() -> int:
-    own = process_memory(os.getpid())
-    return own.memory_bytes if own is not None else 0

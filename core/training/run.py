@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from core.backend import Backend, OutOfMemory
+from core.backend import Backend, DeviceInfo, OutOfMemory
 from core.checkpoint import Meta
 from core.config.schema import RunConfig
 from core.data.sampling.loader import EvalBatches, StepBatches
@@ -20,7 +20,7 @@ from core.training.guard import MemoryWatch
 from core.training.runlog import RunLog
 from core.training.signals import StopSignals
 
-Reason = Literal["done", "stopped", "interrupted", "terminated", "not finite"]
+Reason = Literal["done", "stopped", "interrupted", "terminated", "not finite", "failed"]
 
 
 @dataclass
@@ -51,7 +51,7 @@ def is_better(loss: float, than: float | None) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, for the summary."""
+    """How a run ended, for the summary; `error` is the code of what ended a failed one."""
 
     reason: Reason
     state: Progressed
@@ -63,6 +63,7 @@ class Outcome:
     skipped_steps: int
     checkpoint: Path | None
     seconds_by_phase: Mapping[str, float]
+    error: str | None = None
 
 
 @dataclass
@@ -87,8 +88,8 @@ class Run:
     meta: Meta
     state: Progressed
     stop_step: int
+    device: DeviceInfo
     floor_nats: float | None = None
-    device_name: str = ""
     sample: Callable[[int], None] | None = None
     phases: dict[str, float] = field(default_factory=dict)
     checkpoint: Path | None = None

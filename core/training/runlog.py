@@ -10,10 +10,12 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from core.backend import Lazy, MemoryStats
 from core.durable import flush_to_disk
+from core.errors import PippinError
 from core.inference.evaluate import Evaluation
 from core.training.disk import writing
 
@@ -138,14 +140,33 @@ class RunLog:
             cut_after(self.path, step)
             self._file = self.path.open("a", encoding="utf-8")
 
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except PippinError:
+            if error is None:
+                raise
+
     def close(self) -> None:
-        """Flush to disk and close."""
+        """Flush to disk and close; nothing where that is done."""
+        if self._file.closed:
+            return
         with writing(self.path):
-            self._file.flush()
-            flush_to_disk(self._file.fileno())
-            self._file.close()
-            if self._tensorboard is not None:
-                self._tensorboard.close()
+            try:
+                self._file.flush()
+                flush_to_disk(self._file.fileno())
+            finally:
+                self._file.close()
+                if self._tensorboard is not None:
+                    self._tensorboard.close()
 
 
 def open_tensorboard(logs: Path) -> _Writer | None:

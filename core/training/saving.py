@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.checkpoint import OpenCheckpoint, link_best, list_checkpoints, prune, step_of
-from core.errors import PippinError
 from core.inference.evaluate import Evaluation
 from core.paths import BEST_FILES, STEP_FILE, step_file_name
 from core.training.disk import writing

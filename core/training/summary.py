@@ -36,7 +36,7 @@ def finish(run: Run, outcome: Outcome, prepared: TextData, *, skills: bool) -> N
         prepared: Its data.
         skills: Whether to hold the story exam, where the data has one.
     """
-    console, folder = run.console, run.folder
+    console = run.console
     probes = prepared.probes(NUM_PROBES, PROBE_SEED) if skills else ()
 
     def ask() -> Skills:
@@ -45,6 +45,20 @@ def finish(run: Run, outcome: Outcome, prepared: TextData, *, skills: bool) -> N
             return probe_skills(run.backend, prepared.tokenizer, probes, max_seq_len=length)
 
     exam: Skills = (_or_warn(console, "the exam", ask) or {}) if probes else {}
+    data, plot = record(run, outcome, prepared, exam)
+    console.emit("summary", data)
+    _print(run, outcome, prepared, data, exam, plot)
+
+
+def record(
+    run: Run, outcome: Outcome, prepared: TextData, exam: Skills
+) -> tuple[dict[str, Any], Path | None]:
+    """Write the summary, the plot and the report of a run, however it ended.
+
+    Returns:
+        The summary, and the plot where there is one.
+    """
+    console, folder = run.console, run.folder
     rows = read_rows(folder / "logs" / METRICS_NAME)
     data = summarize(run, outcome, prepared, rows, exam)
     _or_warn(console, "the summary", lambda: write_json(folder / "logs" / SUMMARY_NAME, data))
@@ -62,8 +76,7 @@ def finish(run: Run, outcome: Outcome, prepared: TextData, *, skills: bool) -> N
             path.write_text(report(run, data, exam, prepared.chances(), plot), encoding="utf-8")
 
     _or_warn(console, "the report", describe)
-    console.emit("summary", data)
-    _print(run, outcome, prepared, data, exam, plot)
+    return data, plot
 
 
 def _or_warn(console: Console, what: str, make: Callable[[], T]) -> T | None:
@@ -91,9 +104,10 @@ def summarize(
     losses = [row["loss"] for row in rows if "loss" in row]
     vals = [row["val_loss"] for row in rows if "val_loss" in row]
     speeds = [r["throughput_tokens_per_sec"] for r in rows if "throughput_tokens_per_sec" in r]
-    info = run.backend.device_info()
+    info = run.device
     data: dict[str, Any] = {
         "reason": outcome.reason,
+        "error": outcome.error,
         "total_steps": outcome.state.step,
         "planned_steps": run.config.train.total_steps,
         "total_tokens_processed": outcome.state.tokens_seen,
@@ -117,7 +131,7 @@ def summarize(
         "micro_batch_size": run.config.train.micro_batch_size,
         "grad_accum_steps": run.config.train.grad_accum_steps,
         "out_of_memory": list(run.events),
-        "peak_memory_bytes": None if run.watch is None else run.watch.guard.peak_bytes or None,
+        "peak_memory_bytes": _peak_bytes(run, rows),
         "swap_growth_bytes": None if run.watch is None else run.watch.guard.swap_grown_bytes,
         "skills": {k: {"right": r, "asked": n} for k, (r, n) in exam.items()},
         "chance": dict(prepared.chances()) if exam else {},
@@ -129,6 +143,14 @@ def summarize(
         "warnings": list(run.console.warnings),
     }
     return strict(data)
+
+
+def _peak_bytes(run: Run, rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """The most memory that the watch saw or a row tells of; a short run ends before the watch looks."""
+    names = ("memory_peak_bytes", "memory_process_bytes")
+    told = [int(row[name]) for row in rows for name in names if row.get(name)]
+    seen = 0 if run.watch is None else run.watch.guard.peak_bytes
+    return max([seen, *told]) or None
 
 
 def _print(

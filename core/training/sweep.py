@@ -288,7 +288,8 @@ class Sweep:
             goal = int(summary["planned_steps"])
             if self.options.max_steps is not None:
                 goal = min(goal, self.options.max_steps)
-            return summary if int(summary["total_steps"]) >= goal else None
+            failed = summary.get("reason") in ("failed", "not finite")
+            return summary if int(summary["total_steps"]) >= goal and not failed else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -368,3 +368,37 @@ def test_a_validation_without_an_answer_is_told_before_the_run(here, capsys, mon
     assert train_here(*start(here), "--save-dir", "r") == 2
     assert "nothing to measure" in capsys.readouterr().err
     assert not (here / "r" / "logs" / "metrics.jsonl").exists()
+
+
+def summary_of(run):
+    return json.loads((run / "logs" / summary.SUMMARY_NAME).read_text())
+
+
+def test_a_run_that_fails_has_a_summary_of_its_end_and_none_of_an_earlier_one(
+    here, capsys, monkeypatch
+):
+    run = here / "checkpoints" / "words-1"
+    assert train_here(*start(here)) == 0
+    assert (summary_of(run)["reason"], summary_of(run)["total_steps"]) == ("done", 6)
+    poison(monkeypatch, {9, 10})
+    longer = ("--resume", run, "train.total_steps=12", "train.max_skipped_steps=2")
+    assert train_here(*longer) == 1
+    told = summary_of(run)
+    assert (told["reason"], told["total_steps"], told["planned_steps"]) == ("not finite", 8, 12)
+    assert "| reason | not finite |" in (run / "training_report.md").read_text()
+
+    def refuses(log, step, values):
+        raise PippinError("P312", "metrics.jsonl cannot be written: no space left.")
+
+    monkeypatch.setattr(runlog.RunLog, "row", refuses)
+    monkeypatch.setattr("core.training.loop.step_hyper", step_hyper)
+    assert train_here(*longer) == 2
+    told = summary_of(run)
+    assert (told["reason"], told["error"], told["total_steps"]) == ("failed", "P312", 9)
+    capsys.readouterr()
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert train_here("--resume", run) == 0
+    told = summary_of(run)
+    assert (told["reason"], told.get("error"), told["total_steps"]) == ("done", None, 12)
+    assert told["peak_memory_bytes"] > 1e7

@@ -11,8 +11,8 @@ import pytest
 
 from core.config.draft import Draft, Source
 from core.training import format as fmt
+from core.training.cadence import sample_steps, shown_steps
 from core.training.console import Console, Row
-from core.training.loop import sample_steps, shown_steps
 from core.training.plots import loss_plot
 
 

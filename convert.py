@@ -13,6 +13,7 @@ if __name__ == "__main__":
     use_environment()
 
 import argparse
+import contextlib
 import difflib
 import shlex
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends import checkpoint_format
-from core.checkpoint import Checkpoint, is_parameter, meta_summary, newest_valid, with_intact
+from core.checkpoint import (
+    Checkpoint,
+    Meta,
+    is_intact,
+    is_parameter,
+    meta_summary,
+    newest_valid,
+    with_intact,
+)
+from core.checkpoint.atomic import publish, temporary_path
 from core.cli import guarded, make_parser
 from core.errors import PippinError
-from core.paths import is_safe_name
+from core.paths import TOKENIZER_FILES, is_safe_name
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -126,23 +136,34 @@ def convert(src: Path, dst: Path, *, weights_only: bool, overwrite: bool) -> lis
     """
     target = checkpoint_format(dst.suffix)
     source = checkpoint_format(src.suffix).open(src)
+    copy = temporary_path(dst)
     try:
         check_destination(src, dst, overwrite=overwrite)
         names = [n for n in source.names if is_parameter(n) or not weights_only]
         kind = "weights" if weights_only else source.meta.kind
-        target.write(dst, replace(source.meta, kind=kind), _tensors(source, names))
-        written = target.open(dst)
+        try:
+            target.write(copy, replace(source.meta, kind=kind), _tensors(source, names))
+        except PippinError as error:
+            error.what = error.what.replace(str(copy), str(dst))
+            raise
+        written = target.open(copy)
         try:
             gap = max(largest_difference(source.read(n), written.read(n)) for n in names)
-            lines = _report(src, dst, written, gap)
+            lines = _report(src, dst, written, copy.stat().st_size, gap)
         finally:
             written.close()
+        if gap != 0:
+            raise PippinError(
+                "P303",
+                f"the copy of {src} differs from it by {gap}.",
+                remedy="check the disk, and convert again",
+                kept=f"{dst} was not written.",
+            )
+        publish(copy, dst)
     finally:
         source.close()
-    if gap != 0:
-        raise PippinError(
-            "P303", f"{dst} differs from {src} by {gap}.", remedy="check the disk, convert again"
-        )
+        with contextlib.suppress(OSError):  # where DST cannot be, there is no copy either
+            copy.unlink()
     return lines
 
 
@@ -151,18 +172,31 @@ def _tensors(ckpt: Checkpoint, names: Sequence[str]) -> Iterator[tuple[str, NDAr
         yield name, ckpt.read(name)
 
 
-def _report(src: Path, dst: Path, written: Checkpoint, gap: float) -> list[str]:
+def _report(src: Path, dst: Path, written: Checkpoint, num_bytes: int, gap: float) -> list[str]:
     state = sum(not is_parameter(n) for n in written.names)
-    resumable = state > 0 or (written.meta.step == 0 and written.meta.kind == "full")
-    shown = shlex.quote(str(dst))
-    follow = f"train.py --resume {shown}" if resumable else f"generate.py --checkpoint {shown}"
     return [
         f"{src} -> {dst}",
         f"  {meta_summary(written.meta)}",
-        f"  {dst.stat().st_size:,} bytes, {len(written.names)} tensors, {state} of the optimizer",
+        f"  {num_bytes:,} bytes, {len(written.names)} tensors, {state} of the optimizer",
         f"  read again and compared: largest difference {gap:g}",
-        f"next  python {follow}",
+        f"next  python {_next_command(src, dst, written.meta, state)}",
     ]
+
+
+def _next_command(src: Path, dst: Path, meta: Meta, state: int) -> str:
+    """What works with the new file: going on where it can, else writing text."""
+    shown, total = shlex.quote(str(dst)), meta.config.get("train", {}).get("total_steps")
+    if state == 0 and not (meta.step == 0 and meta.kind == "full"):
+        has_own, source_has = (
+            any((folder / name).is_file() for name in TOKENIZER_FILES)
+            for folder in (dst.parent, src.parent)
+        )
+        beside = shlex.quote(str(src.parent))
+        where = f" --tokenizer {beside}" if source_has and not has_own else ""
+        return f"generate.py --checkpoint {shown}{where}"
+    finished = total is not None and meta.step >= total
+    more = f" train.total_steps={2 * total}" if finished else ""
+    return f"train.py --resume {shown}{more}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -180,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 src, options.dst, weights_only=options.weights_only, overwrite=options.overwrite
             )
         except PippinError as error:
-            if error.code != "P303" or str(src) not in error.what:
+            if error.code != "P303" or is_intact(src, _open):
                 raise
             command = f"python convert.py {{}} {shlex.quote(str(options.dst))}"
             raise with_intact(error, src, _open, command) from error

@@ -23,6 +23,7 @@ from core.errors import PippinError
 from core.inference.model import Model, checkpoint_candidates, load_model
 from core.inference.sampling import Sampling
 from core.inference.terminal import Request, write_texts
+from core.machine import remembered
 from core.machine.choose import choose_backend
 from core.machine.system import on_apple_silicon
 from core.training.runfolder import find_run, run_names
@@ -86,7 +87,7 @@ def open_model(args: argparse.Namespace) -> Model:
     path = _model_path(args.model)
     candidates = checkpoint_candidates(path, _open_checkpoint)
     if (name := args.backend) == "auto":
-        name, _ = choose_backend(backends.available(), is_apple_silicon=on_apple_silicon())
+        name = _choose(args.quiet)
     return load_model(
         candidates,
         open_checkpoint=_open_checkpoint,
@@ -95,6 +96,17 @@ def open_model(args: argparse.Namespace) -> Model:
         precision=args.precision,
         tokenizer_path=None if args.tokenizer is None else Path(args.tokenizer),
     )
+
+
+def _choose(quiet: bool) -> str:
+    """What `auto` means here: the measured order of GPU backends where there is one, as in training."""
+    available = backends.available()
+    found, note = remembered.fastest(available)
+    if note and not quiet:
+        print(f"! {note}", file=sys.stderr)
+    if found is not None:
+        return found[0]
+    return choose_backend(available, is_apple_silicon=on_apple_silicon())[0]
 
 
 def _model_path(name: str | None) -> Path:

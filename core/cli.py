@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from core.config.nearest import did_you_mean, nearest_names
+from core.environment import take_interrupts
 from core.errors import EXIT_FAULT, EXIT_SIGINT, PippinError
 
 __all__ = ["ERROR_LOG", "Parser", "guarded", "make_parser"]
@@ -80,6 +81,7 @@ def guarded(run: Callable[[], int], *, debug: bool, aborted: str = "") -> int:
         has gone, or 1 for a fault of ours, whose traceback is kept in `pippin-error.log`.
     """
     debug = debug or os.environ.get("PIPPIN_DEBUG", "0") not in ("", "0")
+    take_interrupts()
     try:
         return run()
     except PippinError as error:

@@ -10,12 +10,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["as_typed", "use_environment"]
+__all__ = ["as_typed", "take_interrupts", "use_environment"]
 
 NEEDED = ("numpy", "pydantic", "yaml", "rich", "psutil", "sentencepiece")
 OLDEST = (3, 10)
@@ -30,6 +31,8 @@ def use_environment() -> None:
 
     Where that is no help either, prints P502 and leaves with exit code 2.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
     problem = _problem()
     if not problem:
         return
@@ -48,6 +51,17 @@ def use_environment() -> None:
         "  nothing was started.\n"
     )
     sys.exit(EXIT_USER)
+
+
+def take_interrupts() -> None:
+    """From here on Ctrl-C is a KeyboardInterrupt again: the command itself answers it."""
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Ctrl-C while the command is still being imported: nothing was begun, so nothing is told."""
+    os._exit(128 + number)
 
 
 def as_typed(text: str) -> str:

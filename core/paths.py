@@ -12,6 +12,8 @@ CONFIGS_DIR = PROJECT_ROOT / "configs"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 # The best checkpoint of a run; there is one of them at a time.
 BEST_FILES = ("best.npz", "best.pt")
+# A tokenizer beside what was made with it; there is one of them.
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.pippin.json", "tokenizer.json")
 STEP_FILE = re.compile(r"step_(\d{6,})\.(npz|pt)\Z")
 
 

@@ -9,6 +9,7 @@ from core.checkpoint.archive import Envelope, open_archive, write_archive
 from core.checkpoint.content import check_checkpoint, initial_checkpoint, verify
 from core.checkpoint.folder import (
     clean_temporaries,
+    is_intact,
     link_best,
     list_checkpoints,
     newest_valid,
@@ -35,6 +36,7 @@ __all__ = [
     "check_checkpoint",
     "clean_temporaries",
     "initial_checkpoint",
+    "is_intact",
     "is_parameter",
     "link_best",
     "list_checkpoints",

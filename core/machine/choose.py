@@ -53,9 +53,12 @@ def choose_backend(
     order = _ON_APPLE_SILICON if is_apple_silicon else _ELSEWHERE
     here = [name for name in order if name in available and available[name].ok]
     if here:
-        measured = _by_measurement(here, remembered)
-        if measured is not None:
-            return measured
+        if remembered is not None:
+            measured = choose_measured(
+                available, is_apple_silicon=is_apple_silicon, remembered=remembered
+            )
+            if measured is not None:
+                return measured
         # On a PC the absence of Apple's or NVIDIA's hardware is no news.
         better = order[: order.index(here[0])] if is_apple_silicon else ()
         passed_over = [f"not {n}: {available[n].reason}" for n in better if n in available]
@@ -70,10 +73,13 @@ def choose_backend(
     )
 
 
-def _by_measurement(here: list[str], remembered: Remembered | None) -> tuple[str, str] | None:
-    """The fastest of the GPU backends that are here, where each of them was measured."""
-    gpus = [name for name in here if name != "cpu"]
-    if remembered is None or len(gpus) < 2:
+def choose_measured(
+    available: Mapping[str, Availability], *, is_apple_silicon: bool, remembered: Remembered
+) -> tuple[str, str] | None:
+    """The fastest of the GPU backends that are here, and why; None unless each was measured."""
+    order = _ON_APPLE_SILICON if is_apple_silicon else _ELSEWHERE
+    gpus = [n for n in order if n != "cpu" and n in available and available[n].ok]
+    if len(gpus) < 2:
         return None
     speeds = {n: remembered.tokens_per_s[n] for n in gpus if n in remembered.tokens_per_s}
     if len(speeds) < len(gpus):

@@ -21,8 +21,10 @@ from typing import Any
 from core import __version__
 from core.backend import Availability
 from core.errors import PippinError
-from core.machine.choose import Remembered
+from core.machine.choose import Remembered, choose_measured
+from core.machine.detect import machine_facts
 from core.machine.facts import MachineFacts
+from core.machine.system import on_apple_silicon
 
 FORMAT = 1
 FILE_NAME = "backends.json"
@@ -123,6 +125,24 @@ def recall(machine: Machine, folder: Path | None = None) -> tuple[Remembered | N
     if not good:
         return None, f"the measured backends in {path} are not used: an entry is not as written"
     return Remembered(good, date, machine.word), ""
+
+
+def fastest(available: Mapping[str, Availability]) -> tuple[tuple[str, str] | None, str]:
+    """The backend that an earlier comparison on this machine found fastest, and why.
+
+    Args:
+        available: Every backend by name.
+
+    Returns:
+        Name and reason, None where nothing was measured; and what is wrong with the memory, or "".
+    """
+    if not is_there():
+        return None, ""
+    found, note = recall(machine_of(machine_facts(), available))
+    if found is None:
+        return None, note
+    apple = on_apple_silicon()
+    return choose_measured(available, is_apple_silicon=apple, remembered=found), note
 
 
 def remember(

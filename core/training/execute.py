@@ -3,6 +3,7 @@
 Nothing of an earlier run is removed before the backend is made and the preflight has passed.
 """
 
+import shlex
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -292,6 +293,11 @@ def _train(
             outcome = loop.run()
         except PippinError as error:
             summary.record(run, loop.outcome("failed", error.code), prepared, {})
+            raise
+        except KeyboardInterrupt:
+            if run.checkpoint is not None:
+                again = f"python train.py --resume {shlex.quote(str(run.folder))}"
+                console.warn(f"last saved: {run.checkpoint}; go on with {again}")
             raise
         live.close_batches()
         try:

@@ -40,7 +40,7 @@ class Loop:
         self._skipped = self._skipped_told = int(run.meta.backend_state.get("skipped_total", 0))
         self._in_a_row = 0
         self._trained = True  # Whether the step had a target to train on.
-        self._told_untrained = False
+        self._told_untrained = self._told_slow = False
         self._first = self._begun = run.state.step
         self._tokens = 0
         # Tokens seen after each of the latest steps, to go back over skipped ones.
@@ -143,11 +143,18 @@ class Loop:
         notice = None if self.r.watch is None else self.r.watch.poll()
         if notice is None:
             return
-        if notice.kind == "shrink":
-            raise OutOfMemory(notice.text)
         train = self.r.config.train
+        split = halved(train.micro_batch_size, train.grad_accum_steps)
         tip = "close other programs"
-        if (split := halved(train.micro_batch_size, train.grad_accum_steps)) is not None:
+        if notice.kind == "shrink":
+            if split is not None:
+                raise OutOfMemory(notice.text)
+            # One row cannot be halved, and nothing failed: slow is better than over.
+            if self._told_slow:
+                return
+            self._told_slow = True
+            tip += "; the run cannot be made smaller, and may be slow until then"
+        elif split is not None:
             tip += f", or --micro-batch-size {split[0]} train.grad_accum_steps={split[1]}"
         self.r.console.warn(f"{notice.text}: {tip}")
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from core.data.tokenizers.tokenizer import load_tokenizer
 from core.errors import PippinError
+from core.paths import TOKENIZER_FILES
 from core.training.resume import ResumePoint
 from core.training.runfolder import RUNS_DIR
-
-FILES = ("tokenizer.model", "tokenizer.pippin.json")
 
 
 def check_own_tokenizer(start: ResumePoint) -> None:
@@ -28,7 +27,7 @@ def check_own_tokenizer(start: ResumePoint) -> None:
     if found == wanted:
         return
     size = start.meta.tokenizer.get("vocab_size", "?")
-    there = [start.folder / name for name in FILES if (start.folder / name).exists()]
+    there = [start.folder / name for name in TOKENIZER_FILES if (start.folder / name).exists()]
     state = f"has sha256 {found[:12]}..." if found else "is missing or damaged"
     shown = " and ".join(map(str, there)) or f"{start.folder}/tokenizer.*"
     raise PippinError(
@@ -60,7 +59,7 @@ def _intact(start: ResumePoint, wanted: str) -> Path | None:
     for folder in (*text, *_folders(shards), *_folders(RUNS_DIR)):
         if folder == start.folder or _fingerprint(folder) != wanted:
             continue
-        return next((folder / name for name in FILES if (folder / name).is_file()), None)
+        return next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
     return None
 
 

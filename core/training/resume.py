@@ -5,7 +5,7 @@ an error that shows both. Lengths, rates, intervals and the backend may change.
 """
 
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,19 @@ def refuse_finished(start: ResumePoint, total_steps: int, max_steps: int | None)
     raise PippinError("P302", what, remedy=remedy, kept="nothing was changed.")
 
 
+def refuse_another_model(start: ResumePoint, draft: Draft) -> None:
+    """Refuse another architecture by what is asked for, before any text is prepared.
+
+    Raises:
+        PippinError: P302 with both values of each key that differs.
+    """
+    old = build(from_resolved(start.meta.config, str(start.path))).model.model_dump()
+    asked = {
+        name: draft.values[f"model.{name}"] for name in old if not draft.is_auto(f"model.{name}")
+    }
+    _refuse(start, _differing({k: old[k] for k in asked}, asked))
+
+
 def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) -> None:
     """Refuse a configuration or data that is another experiment.
 
@@ -252,23 +265,12 @@ def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) ->
         PippinError: P302 with both values of everything that differs, P301 for other data.
     """
     saved = build(from_resolved(start.meta.config, str(start.path)))
-    differing = [
-        f"model.{name}: the checkpoint has {old}, the configuration asks for {new}"
-        for name, old, new in _pairs(saved.model.model_dump(), config.model.model_dump())
-    ]
+    differing = _differing(saved.model.model_dump(), config.model.model_dump())
     for key in FIXED:
         old, new = _get(saved, key), _get(config, key)
         if old != new:
             differing.append(f"{key}: the checkpoint has {old}, the configuration asks for {new}")
-    if differing:
-        again = f"python train.py --resume {shlex.quote(str(start.path))}"
-        raise PippinError(
-            "P302",
-            f"cannot resume {start.path}: another experiment was asked for.",
-            found="\n".join(differing),
-            remedy=f"{again}   (as it was), or start a new run",
-            kept="nothing was changed.",
-        )
+    _refuse(start, differing)
     if prepared.tokenizer.fingerprint != start.meta.tokenizer.get("sha256"):
         raise PippinError(
             "P301",
@@ -287,8 +289,25 @@ def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) ->
         )
 
 
-def _pairs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    return [(k, old[k], new[k]) for k in old if old[k] != new[k]]
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"model.{name}: the checkpoint has {old[name]}, the configuration asks for {new[name]}"
+        for name in old
+        if old[name] != new[name]
+    ]
+
+
+def _refuse(start: ResumePoint, differing: Sequence[str]) -> None:
+    if not differing:
+        return
+    again = f"python train.py --resume {shlex.quote(str(start.path))}"
+    raise PippinError(
+        "P302",
+        f"cannot resume {start.path}: another experiment was asked for.",
+        found="\n".join(differing),
+        remedy=f"{again}   (as it was), or start a new run",
+        kept="nothing was changed.",
+    )
 
 
 def _get(config: RunConfig, key: str) -> Any:
@@ -326,6 +345,8 @@ def same_curve(start: ResumePoint, config: RunConfig, version: str) -> str:
         return f"same data order, other {', '.join(changed[:3])}{more}"
     backend = start.meta.backend
     if backend.get("name") != config.train.backend:
+        if config.train.precision != "float32":
+            return f"same data order, and a curve of the same shape on {config.train.backend}"
         return f"same data order, and the same curve to rounding on {config.train.backend}"
     if backend.get("version") != version:
         return "same data order, and the same curve to rounding: another version of the framework"

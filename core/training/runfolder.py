@@ -21,7 +21,7 @@ from core.checkpoint import clean_temporaries, list_checkpoints
 from core.config.schema import SECTIONS
 from core.durable import flush_to_disk
 from core.errors import PippinError
-from core.paths import BEST_FILES, is_safe_name
+from core.paths import BEST_FILES, TOKENIZER_FILES, is_safe_name
 from core.training.disk import disk_error
 
 RUNS_DIR = Path("checkpoints")
@@ -33,8 +33,7 @@ OWN_FILES = (
     "training_state.json",
     "training_report.md",
     "model_card.md",
-    "tokenizer.model",
-    "tokenizer.pippin.json",
+    *TOKENIZER_FILES,
     "logs/metrics.jsonl",
     "logs/final_training_summary.json",
     "samples/samples.jsonl",

@@ -21,13 +21,11 @@ from core.data.sampling.mixture import Mixture, open_mixture, parse_mixture
 from core.errors import PippinError
 from core.machine import detect, remembered
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early
-from core.machine.choose import choose_backend
 from core.machine.depth import Dial
 from core.machine.memory import predict_training_memory
 from core.machine.micro_batch import Probed, settle_micro_batch
 from core.machine.rate import predicted_speed, slow_speed
 from core.machine.speed import measure_tokens_per_s
-from core.machine.system import on_apple_silicon
 from core.params import ParamSpec, param_specs
 from core.training import format as fmt
 from core.training import resume
@@ -66,7 +64,10 @@ class Session:
         """
         if self.options.max_steps is not None and self.options.max_steps < 1:
             raise PippinError(
-                "P012", f"--max-steps is {self.options.max_steps}; it must be 1 or more."
+                "P012",
+                f"--max-steps is {self.options.max_steps}; it must be 1 or more.",
+                remedy="python train.py --dry-run   (decides and forecasts, and trains no step)",
+                kept="nothing was started.",
             )
         start = self._resume_point()
         draft = self._draft(start)
@@ -79,6 +80,8 @@ class Session:
             require_complete(draft, self.argv)
         mixture = self._mixture(draft)
         resolve_early(draft, device, dial)
+        if start is not None:
+            resume.refuse_another_model(start, draft)
         prepared = self._prepare(draft, start, mixture)
         speed, facts = self._resolve(draft, prepared, device, dial)
         self._settle_memory(draft, device)
@@ -184,17 +187,10 @@ class Session:
 
     def _measured_backend(self, available: dict[str, Availability]) -> tuple[str | None, str]:
         """The backend that an earlier comparison on this machine found fastest, and why."""
-        if not remembered.is_there():
-            return None, ""
-        found, note = remembered.recall(remembered.machine_of(detect.machine_facts(), available))
+        found, note = remembered.fastest(available)
         if note:
             self.console.warn(note)
-        if found is None:
-            return None, ""
-        name, reason = choose_backend(
-            available, is_apple_silicon=on_apple_silicon(), remembered=found
-        )
-        return (name, reason) if found.date in reason else (None, "")
+        return (None, "") if found is None else found
 
     def _mixture(self, draft: Draft) -> Mixture | None:
         """The folders of `data.mixture`; the one with the most validation stands for all of them."""
@@ -243,7 +239,7 @@ class Session:
                     report=self.console.fact,
                 )
         except PippinError as error:
-            raise readable(error) from None
+            raise readable(error, None if start is None else start.path) from None
         for note in prepared.notes:
             self.console.warn(note)
         if start is None:
@@ -357,6 +353,13 @@ class Session:
             )
         elif draft.sources["train.total_steps"].where == "--max-steps":
             self.console.fact("length", f"--max-steps {limit} is the length of the run")
+        else:
+            self.console.fact(
+                "length",
+                f"--max-steps {limit}: train.total_steps={total} ends the run before it"
+                if limit > total
+                else f"--max-steps {limit}: as long as train.total_steps",
+            )
         return min(limit, total)
 
     def _folder(self, draft: Draft, start: resume.ResumePoint | None) -> Path:

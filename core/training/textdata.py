@@ -159,8 +159,17 @@ def _is_prepared(values: Mapping[str, Any], size: int, tokenizer: str) -> bool:
     return find_folder(shards_dir, wanted, request, lambda *told: None) is not None
 
 
-def readable(error: PippinError) -> PippinError:
-    """An error of preparing a text, with what to type and what was kept where it says neither."""
+def readable(error: PippinError, resumed: Path | None = None) -> PippinError:
+    """An error of preparing a text, with what to type and what was kept where it says neither.
+
+    Args:
+        error: The error, changed in place.
+        resumed: The checkpoint that a run goes on from, which needs its own text and no other.
+    """
+    if error.code == "P201" and resumed is not None:
+        again = f"python train.py --resume {shlex.quote(str(resumed))}"
+        error.remedy = f"{again} --input_file PATH   (where the run's text lies now)"
+        error.choices = ()
     if error.code == "P201" and not error.remedy:
         near = next((c for c in error.choices if Path(c).exists()), None)
         given = "FILE   (with text in it)" if near is None else shlex.quote(near)

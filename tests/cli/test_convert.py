@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import convert
+import generate
 from core.checkpoint import Checkpoint
 from tests.checkpoint_helpers import OPEN, SUFFIXES, contents, tiny_tensors, write_tiny
+from tests.cli.runs import start, train_here
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,6 +66,38 @@ def test_weights_only_leaves_state_out_and_says_so(
     assert ckpt.meta.kind == "weights"
     out = capsys.readouterr().out
     assert "--resume" not in out and "generate.py" in out
+
+
+def test_the_command_that_follows_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run lies outside ./checkpoints, so its tokenizer is named; a finished run is made longer."""
+    monkeypatch.chdir(tmp_path)
+    assert train_here(*start(tmp_path, "--save-dir", "elsewhere/r")) == 0
+    capsys.readouterr()
+    assert convert.main(["elsewhere/r", "w.npz", "--weights-only"]) == 0
+    assert convert.main(["elsewhere/r", "whole.npz"]) == 0
+    assert convert.main(["elsewhere/r/step_000004.pt", "four.npz"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split()[2:] for line in out.splitlines() if line.startswith("next")]
+    assert [line[0] for line in lines] == ["generate.py", "train.py", "train.py"]
+    assert lines[1][-1] == "train.total_steps=12" and "total_steps" not in lines[2][-1]
+    assert generate.main([*lines[0][1:], "--max-new-tokens", "2", "--backend", "cpu"]) == 0
+    for command in lines[1:]:
+        assert train_here(*command[1:]) == 0
+
+
+def test_a_copy_that_differs_is_not_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src = write_tiny(tmp_path / "a.npz", seed=1)
+    dst = write_tiny(tmp_path / "b.pt", seed=2)
+    before = dst.read_bytes()
+    monkeypatch.setattr(convert, "largest_difference", lambda a, b: 0.5)
+    assert convert.main([str(src), str(dst), "--overwrite"]) == 2
+    assert "differs from it by 0.5" in capsys.readouterr().err
+    assert dst.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.pt"]
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ Run: python -m pytest tests/cli/test_environment.py
 import ast
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -130,3 +131,28 @@ def test_commands_stay_where_there_is_a_python(monkeypatch):
     assert environment.as_typed("python train.py") == "python train.py"
     monkeypatch.undo()
     environment._has_python.cache_clear()
+
+
+@pytest.mark.parametrize("script", ["train.py", "generate.py", "convert.py"])
+def test_ctrl_c_while_it_is_imported_is_no_traceback(clone, script):
+    package = clone / "backends" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    command = [sys.executable, script, "--help"]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_of_a_command_is_its_own(monkeypatch):
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, environment._leave)
+        environment.take_interrupts()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a background job's, which stays
+        environment.take_interrupts()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -20,6 +20,7 @@ import generate
 from core.checkpoint import initial_checkpoint
 from core.config.schema import RunConfig
 from core.data.tokenizers.tokenizer import ByteTokenizer, CharTokenizer
+from core.machine import remembered
 from core.params import param_specs
 from tests.helpers import random_params, tiny_config
 from tests.reference import model_np
@@ -311,3 +312,15 @@ def test_it_runs_as_a_program(here):
         check=True,
     )
     assert done.stdout.startswith(b"Once") and done.stdout.isascii()
+
+
+def test_auto_is_the_backend_that_was_measured_as_in_training(here, capsys, monkeypatch):
+    make_run(here / "checkpoints" / "a", "best.npz")
+    monkeypatch.setattr(
+        remembered, "fastest", lambda available: (("mlx", "measured"), "of other versions")
+    )
+    (found,) = run_json(capsys, "a", "--max-new-tokens", "1")
+    assert found["backend"] == "mlx"
+    monkeypatch.setattr(remembered, "fastest", lambda available: (None, ""))
+    (found,) = run_json(capsys, "a", "--max-new-tokens", "1")
+    assert found["backend"] != "mlx"

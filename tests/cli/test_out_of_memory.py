@@ -281,3 +281,15 @@ def test_a_run_that_swaps_is_made_smaller_before_it_fails(here, monkeypatch, cap
     monkeypatch.chdir(here)
     assert train_here(*args, *more) == 0
     assert close(steps_of(here / "a"), steps_of(here / "b"))
+
+
+def test_a_run_of_one_row_that_swaps_is_told_once_and_goes_on(here, monkeypatch, capsys):
+    def watch(job):
+        budget = Budget(job.budget_bytes, is_shared=True)
+        return MemoryWatch(budget, read=swapping(job.budget_bytes), interval_s=None)
+
+    monkeypatch.setattr(execute, "_watch", watch)
+    args = run_args(here, "train.total_steps=12", "train.micro_batch_size=1")
+    assert train_here(*args, "--save-dir", "a") == 0
+    assert capsys.readouterr().out.count("the run cannot be made smaller") == 1
+    assert len(rows(here / "a")) == 12

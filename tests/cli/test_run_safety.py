@@ -237,6 +237,44 @@ def test_a_run_that_goes_on_with_the_other_framework_has_one_best(here, capsys):
     assert not (run / "best.pt").exists()
 
 
+def test_another_model_is_refused_before_any_text_is_prepared(here, capsys, monkeypatch):
+    assert train_here(*start(here, "--save-dir", "r"), "--max-steps", 2) == 0
+
+    def prepared(*args, **kwargs):
+        raise AssertionError("a text was prepared")
+
+    monkeypatch.setattr("core.training.session.prepare", prepared)
+    capsys.readouterr()
+    assert train_here("--resume", "r", "model.n_layers=3", "model.d_model=32") == 2
+    err = capsys.readouterr().err
+    assert "model.n_layers: the checkpoint has 2, the configuration asks for 3" in err
+    assert "model.d_model: the checkpoint has 16, the configuration asks for 32" in err
+
+
+def test_a_text_that_moved_is_asked_for_and_no_other_is_offered(here, capsys):
+    assert train_here(*start(here, "--save-dir", "r"), "--max-steps", 2) == 0
+    (here / "words.txt").rename(here / "moved.txt")
+    capsys.readouterr()
+    assert train_here("--resume", "r") == 2
+    err = capsys.readouterr().err
+    assert "try: python train.py --resume r/step_000002.pt --input_file PATH" in err
+    assert "moved.txt" not in err
+    assert train_here("--resume", "r/step_000002.pt", "--input_file", "moved.txt") == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (4, "--max-steps 4: stop there; the schedule stays 6"),
+        (6, "--max-steps 6: as long as train.total_steps"),
+        (9, "--max-steps 9: train.total_steps=6 ends the run before it"),
+    ],
+)
+def test_what_max_steps_means_is_always_said(here, capsys, limit, words):
+    assert train_here(*start(here, "--dry-run"), "--max-steps", limit) == 0
+    assert words in " ".join(capsys.readouterr().out.split())
+
+
 def poison(monkeypatch, steps):
     """Steps that change nothing, so that their validation is no better than the one before."""
 

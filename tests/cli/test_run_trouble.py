@@ -402,3 +402,19 @@ def test_a_run_that_fails_has_a_summary_of_its_end_and_none_of_an_earlier_one(
     told = summary_of(run)
     assert (told["reason"], told.get("error"), told["total_steps"]) == ("done", None, 12)
     assert told["peak_memory_bytes"] > 1e7
+
+
+def test_a_second_ctrl_c_names_what_was_saved_last(here, capsys, monkeypatch):
+    real = TorchBackend.train_step
+
+    def interrupted(backend, micro, hyper):
+        if hyper.step == 4:
+            raise KeyboardInterrupt
+        return real(backend, micro, hyper)
+
+    monkeypatch.setattr(TorchBackend, "train_step", interrupted)
+    assert train_here(*start(here)) == 130
+    said = capsys.readouterr()
+    assert "last saved: checkpoints/words-1/step_000002.pt" in said.out
+    assert "python train.py --resume checkpoints/words-1" in said.out
+    assert "aborted" in said.err

@@ -195,7 +195,7 @@ def device(options=None):
 
 @pytest.fixture
 def mac(here, monkeypatch):
-    monkeypatch.setattr(session_module, "on_apple_silicon", lambda: True)
+    monkeypatch.setattr(remembered, "on_apple_silicon", lambda: True)
     return remembered.machine_of(machine_facts(), Backends().available())
 
 

@@ -44,6 +44,8 @@ FIXED = (
     "train.optimizer",
     "train.micro_batch_size x train.grad_accum_steps",
 )
+# Of these, what the text decides.
+PREPARED = ("data.mixture", "data.tokenizer")
 # A key that depends on another: it is decided again if only the other is given on resume. Precision
 # is not among them: it is part of the experiment, whatever the backend.
 DERIVED = {"train.backend": ("train.compile",)}
@@ -245,17 +247,23 @@ def refuse_finished(start: ResumePoint, total_steps: int, max_steps: int | None)
     raise PippinError("P302", what, remedy=remedy, kept="nothing was changed.")
 
 
-def refuse_another_model(start: ResumePoint, draft: Draft) -> None:
-    """Refuse another architecture by what is asked for, before any text is prepared.
+def refuse_asked(start: ResumePoint, draft: Draft) -> None:
+    """Refuse another experiment by what is asked for, before any text is prepared.
+
+    What is not decided yet is compared by `refuse_changes`.
 
     Raises:
         PippinError: P302 with both values of each key that differs.
     """
-    old = build(from_resolved(start.meta.config, str(start.path))).model.model_dump()
-    asked = {
-        name: draft.values[f"model.{name}"] for name in old if not draft.is_auto(f"model.{name}")
-    }
-    _refuse(start, _differing({k: old[k] for k in asked}, asked))
+    saved = build(from_resolved(start.meta.config, str(start.path)))
+    keys = [f"model.{name}" for name in type(saved.model).model_fields]
+    keys += [key for key in FIXED if key in draft.values and key not in PREPARED]
+    pairs = [(k, _get(saved, k), draft.values[k]) for k in keys if not draft.is_auto(k)]
+    rows = ("train.micro_batch_size", "train.grad_accum_steps")
+    if not any(draft.is_auto(key) for key in rows):
+        asked = int(draft.values[rows[0]]) * int(draft.values[rows[1]])
+        pairs.append((" x ".join(rows), _get(saved, " x "), asked))
+    _refuse(start, pairs)
 
 
 def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) -> None:
@@ -265,12 +273,8 @@ def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) ->
         PippinError: P302 with both values of everything that differs, P301 for other data.
     """
     saved = build(from_resolved(start.meta.config, str(start.path)))
-    differing = _differing(saved.model.model_dump(), config.model.model_dump())
-    for key in FIXED:
-        old, new = _get(saved, key), _get(config, key)
-        if old != new:
-            differing.append(f"{key}: the checkpoint has {old}, the configuration asks for {new}")
-    _refuse(start, differing)
+    keys = [*(f"model.{name}" for name in type(saved.model).model_fields), *FIXED]
+    _refuse(start, [(key, _get(saved, key), _get(config, key)) for key in keys])
     if prepared.tokenizer.fingerprint != start.meta.tokenizer.get("sha256"):
         raise PippinError(
             "P301",
@@ -289,15 +293,13 @@ def refuse_changes(start: ResumePoint, config: RunConfig, prepared: TextData) ->
         )
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [
-        f"model.{name}: the checkpoint has {old[name]}, the configuration asks for {new[name]}"
-        for name in old
-        if old[name] != new[name]
+def _refuse(start: ResumePoint, pairs: Sequence[tuple[str, Any, Any]]) -> None:
+    """Refuse where a key's value in the checkpoint is not the one that is asked for."""
+    differing = [
+        f"{key}: the checkpoint has {old}, the configuration asks for {new}"
+        for key, old, new in pairs
+        if old != new
     ]
-
-
-def _refuse(start: ResumePoint, differing: Sequence[str]) -> None:
     if not differing:
         return
     again = f"python train.py --resume {shlex.quote(str(start.path))}"

@@ -81,7 +81,7 @@ class Session:
         mixture = self._mixture(draft)
         resolve_early(draft, device, dial)
         if start is not None:
-            resume.refuse_another_model(start, draft)
+            resume.refuse_asked(start, draft)
         prepared = self._prepare(draft, start, mixture)
         speed, facts = self._resolve(draft, prepared, device, dial)
         self._settle_memory(draft, device)

@@ -84,7 +84,8 @@ def find_source(text: str) -> tuple[Path, tuple[str, ...]]:
             if path.is_dir()
             else f"{text} is no file, no folder, and no run below ./checkpoints."
         )
-        raise PippinError("P302", reason, choices=near, kept="nothing was written.")
+        remedy = f"python convert.py {shlex.quote(near[0])} NEW_FILE" if near else "python train.py"
+        raise PippinError("P302", reason, choices=near, remedy=remedy, kept="nothing was written.")
     return found
 
 

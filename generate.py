@@ -12,6 +12,7 @@ if __name__ == "__main__":
     use_environment()
 
 import argparse
+import shlex
 from pathlib import Path
 
 import backends
@@ -59,7 +60,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     given = [v for v in (args.model, args.model_name, args.checkpoint) if v is not None]
     if len(given) > 1:
-        raise PippinError("P012", f"{len(given)} models were given; one is needed.", choices=given)
+        raise PippinError(
+            "P012",
+            f"{len(given)} models were given; one is needed.",
+            choices=given,
+            remedy=f"python generate.py {shlex.quote(given[0])}",
+        )
     if given and not given[0].strip():
         raise PippinError(
             "P012",

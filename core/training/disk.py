@@ -124,7 +124,7 @@ class DiskPlan:
         fits = next((k for k in range(self.keep, 0, -1) if self.added_bytes(k) <= free), None)
         remedy = f"train.ckpt_keep={fits}"
         if fits is None:
-            least = fmt.gigabytes(self.added_bytes(1))
+            least = fmt.gigabytes(self.added_bytes())
             remedy = f"python train.py --save-dir FOLDER   (on a disk with {least} free)"
         raise PippinError(
             "P312",

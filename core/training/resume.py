@@ -124,8 +124,14 @@ def find(
     folder = find_run(name)
     found = newest_valid(folder, open_checkpoint)
     if found is None:
+        names = run_names()
+        remedy = f"python train.py --resume {shlex.quote(names[0])}" if names else "python train.py"
         raise PippinError(
-            "P302", f"{folder} holds no checkpoint.", choices=run_names(), kept="nothing changed."
+            "P302",
+            f"{folder} holds no checkpoint.",
+            choices=names,
+            remedy=remedy,
+            kept="nothing was changed.",
         )
     path, problems = found
     for problem in problems:

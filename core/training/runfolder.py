@@ -65,8 +65,14 @@ def find_run(name_or_path: str) -> Path:
         return path
     if is_safe_name(name_or_path) and (RUNS_DIR / name_or_path).is_dir():
         return RUNS_DIR / name_or_path
+    names = run_names()
+    remedy = "ls checkpoints   (the runs that hold a checkpoint)" if names else "python train.py"
     raise PippinError(
-        "P302", f"no run is called {name_or_path!r}.", choices=run_names(), kept="nothing changed."
+        "P302",
+        f"no run is called {name_or_path!r}.",
+        choices=names,
+        remedy=f"{remedy}   (there is no run yet)" if not names else remedy,
+        kept="nothing was changed.",
     )
 
 

@@ -4,7 +4,17 @@
 # For users it ends with short self-tests of the backends that are here, and the next command.
 set -eu
 cd "$(dirname "$0")"
-kind=${1:-user}
+usage="usage: ./setup.sh         makes .venv for users and tests the backends that are here
+       ./setup.sh dev     the same with what tests and checks need"
+case "$#${1:-}" in
+  0 | 1user | 1dev) kind=${1:-user} ;;
+  1-h | 1--help) printf '%s\n' "$usage"; exit 0 ;;
+  *)
+    printf 'P012 ./setup.sh takes one word or none, and not "%s".\n' "$*" >&2
+    printf '  available: user, dev\n  try: ./setup.sh --help\n  nothing was started.\n' >&2
+    exit 2
+    ;;
+esac
 say() { printf ' setup      %s\n' "$1"; }
 # Under make the next command follows by itself.
 next() { [ -n "${MAKELEVEL:-}" ] || printf ' next       %s\n' ".venv/bin/python train.py"; }

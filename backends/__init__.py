@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from backends.fallback import forbid_unasked
-from core.backend import Availability, CreateBackend
+from core.backend import MLX_LINUX_BUILDS, Availability, CreateBackend
 from core.checkpoint import Checkpoint, Meta, open_npz, write_npz
 from core.config.schema import RunConfig
 from core.errors import PippinError
@@ -41,7 +41,6 @@ UNKNOWN_MACOS = (10, 16)
 NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 # Short spins at OpenMP's barriers: beside other busy programs a step takes half as long (docs/LOG.md).
 SPIN_COUNT = "10000"
-MLX_LINUX_BUILDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,9 @@ def load(name: str) -> CreateBackend:
     """
     state = _check(name)
     if not state.ok:
-        code = "P502" if state.reason.startswith("needs") else "P501"
         others = [n for n, a in available().items() if a.ok]
         raise PippinError(
-            code,
+            state.code,
             f"backend {name} cannot run here: {state.reason}.",
             choices=others,
             remedy=state.remedy,
@@ -134,11 +132,12 @@ def _check(name: str) -> Availability:
             False,
             "needs an arm64 Python; this one is an Intel build running under Rosetta",
             "brew install python@3.12, then remove .venv and run make run again",
+            code="P502",
         )
     old = _old_macos() if name in ("mlx", "mps") else ""
     if old:
         reason = f"needs macOS >= 14, found {old}"
-        return Availability(name, False, reason, "update macOS, or --backend cpu")
+        return Availability(name, False, reason, "update macOS, or --backend cpu", code="P502")
     return _check_mlx() if name == "mlx" else _check_torch(name)
 
 
@@ -148,14 +147,15 @@ def _check_mlx() -> Availability:
         extra = "mlx" if sys.platform == "darwin" else '"mlx[cpu]"'
         return Availability("mlx", False, "the package mlx is missing", f"pip install {extra}")
     if _numbers(version) < MIN_MLX:
-        return Availability(
-            "mlx", False, f"needs mlx >= 0.32.2, found {version}", "pip install -U mlx"
-        )
+        reason = f"needs mlx >= 0.32.2, found {version}"
+        return Availability("mlx", False, reason, "pip install -U mlx", code="P502")
     # Not imported to find out: loading MLX's BLAS next to torch slows torch's matmuls down.
-    if sys.platform == "linux" and not any(map(_version, MLX_LINUX_BUILDS)):
+    on_linux = sys.platform == "linux"
+    builds = {b: v for b in MLX_LINUX_BUILDS if on_linux and (v := _version(b)) is not None}
+    if on_linux and not builds:
         reason = "the package mlx has no CPU or CUDA library beside it"
         return Availability("mlx", False, reason, 'pip install "mlx[cpu]"')
-    return Availability("mlx", True, versions={"mlx": version})
+    return Availability("mlx", True, versions={"mlx": version, **builds})
 
 
 def _check_torch(name: str) -> Availability:
@@ -163,9 +163,8 @@ def _check_torch(name: str) -> Availability:
     if version is None:
         return Availability(name, False, "the package torch is missing", "pip install torch")
     if _numbers(version) < MIN_TORCH:
-        return Availability(
-            name, False, f"needs torch >= 2.11, found {version}", "pip install -U torch"
-        )
+        reason = f"needs torch >= 2.11, found {version}"
+        return Availability(name, False, reason, "pip install -U torch", code="P502")
     versions = {"torch": version}
     if name == "cpu":
         return Availability(name, True, versions=versions)
@@ -174,9 +173,8 @@ def _check_torch(name: str) -> Availability:
             name, False, "MPS is Apple's; this machine is not a Mac", "--backend cpu"
         )
     if name == "mps" and _numbers(version) < MIN_TORCH_MPS:
-        return Availability(
-            name, False, f"needs torch >= 2.12 on MPS, found {version}", "pip install -U torch"
-        )
+        reason = f"needs torch >= 2.12 on MPS, found {version}"
+        return Availability(name, False, reason, "pip install -U torch", code="P502")
     if name == "cuda" and sys.platform == "linux" and not any(map(os.path.exists, NVIDIA_DEVICES)):
         return Availability(name, False, "no NVIDIA device is here", "--backend cpu")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)

@@ -197,15 +197,31 @@ class CreateBackend(Protocol):
     def __call__(self, config: RunConfig, specs: Sequence[ParamSpec], *, mode: Mode) -> Backend: ...
 
 
+# On Linux MLX is a package of Python code; what it computes with is one of these beside it.
+MLX_CUDA_BUILDS = ("mlx-cuda-12", "mlx-cuda-13")
+MLX_LINUX_BUILDS = ("mlx-cpu", *MLX_CUDA_BUILDS)
+
+
 @dataclass(frozen=True)
 class Availability:
-    """Whether a backend can run here, and if not, why and what to do."""
+    """Whether a backend can run here, and if not, why and what to do.
+
+    Attributes:
+        name: The backend.
+        ok: Whether it can run.
+        reason: Why it cannot.
+        remedy: What to do then.
+        versions: Of its packages, by name. MLX's include the build that it computes with on Linux.
+        code: Code of the error where it cannot: P501, something is absent, or P502, something that is
+            here has a version known to be wrong.
+    """
 
     name: str
     ok: bool
     reason: str = ""
     remedy: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    code: Literal["P501", "P502"] = "P501"
 
 
 # Dropout. Masks are a counter-based hash, not a generator: equal on every backend, for every split of

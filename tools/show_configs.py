@@ -2,7 +2,7 @@
 
     python tools/show_configs.py
     python tools/show_configs.py 150M
-    python tools/show_configs.py --config_file my.json --json
+    python tools/show_configs.py --config my.json --json
     python tools/show_configs.py 150M --measure
 
 Counts come from the table that models are built from. Memory is predicted, for the backend that this
@@ -50,6 +50,7 @@ from tools.showing.describing import (
 
 BEGIN = "<!-- presets: python tools/show_configs.py --markdown -->"
 END = "<!-- end of presets -->"
+COMMAND = "python tools/show_configs.py"
 PROBE_SECONDS = 2.0
 # Columns of the table where it goes to a file or a pipe; from FULL on it says what each is for.
 WIDEST, FULL = 120, 90
@@ -64,7 +65,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("tools/show_configs.py", __doc__)
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME|PATH", help="one preset or file; all presets without")
-    add("--config_file", metavar="NAME|PATH", help="the same")
+    add(
+        "--config",
+        "--config_file",
+        dest="configs",
+        action="append",
+        default=[],
+        metavar="NAME|PATH",
+    )
     add("--backend", choices=tuple(backends.MODULES), help="the backend to predict for")
     add("--measure", action="store_true", help="train two seconds for the time of NAME")
     form = parser.add_mutually_exclusive_group()
@@ -73,17 +81,23 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     form.add_argument("--write-schema", action="store_true", help="write configs/schema.json")
     add("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
-    if args.name is not None and args.config_file is not None:
-        raise PippinError("P012", "a configuration is given twice.", remedy="leave out one of them")
-    args.name = args.name or args.config_file
+    names = [args.name, *args.configs] if args.name is not None else args.configs
+    if len(names) > 1:
+        raise PippinError(
+            "P012",
+            f"more than one configuration is given: {', '.join(names)}.",
+            remedy=f"{COMMAND} {names[0]}",
+        )
+    args.name = names[0] if names else None
     if args.measure and args.name is None:
         raise PippinError(
             "P012",
             "--measure trains one configuration, and none is given.",
-            remedy="python tools/show_configs.py 150M --measure",
+            remedy=f"{COMMAND} 150M --measure",
         )
     if args.name is not None and (args.markdown or args.write_schema):
-        raise PippinError("P012", "--markdown and --write-schema are about all presets.")
+        flag = "--markdown" if args.markdown else "--write-schema"
+        raise PippinError("P012", f"{flag} is about all presets.", remedy=f"{COMMAND} {flag}")
     return args
 
 
@@ -102,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.markdown:
         print(markdown())
         return 0
-    path = None if args.name is None else find_config(args.name)
+    path = None if args.name is None else find_config(args.name, command=COMMAND)
     device, machine, rates = _here(args.backend)
     if path is None:
         shown = [describe(find_config(name), device, rates) for name in preset_names()]

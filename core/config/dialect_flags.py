@@ -11,7 +11,15 @@ from typing import Any
 
 import yaml
 
-from core.config.dialect_table import BLUEBERRY, MYPT, Term, Values, as_bool, told
+from core.config.dialect_table import (
+    BLUEBERRY,
+    MYPT,
+    Term,
+    Values,
+    as_bool,
+    told,
+    typed_device,
+)
 from core.config.yaml_text import parse_yaml
 from core.errors import PippinError
 
@@ -77,7 +85,7 @@ FLAGS: Mapping[str, Flag] = {
     "weight_decay": _flag(MYPT, "weight_decay", "weight decay"),
     "grad_clip": _flag(MYPT, "grad_clip", "clip of the gradient norm"),
     "use_amp": _flag(MYPT, "use_amp", "False is float32"),
-    "device": _flag(MYPT, "device", "as --backend"),
+    "device": Flag(Term(make=typed_device), "as --backend"),
     "d_model": _flag(BLUEBERRY, "d_model", "width"),
     "n_layers": _flag(BLUEBERRY, "n_layers", "layers"),
     "n_heads": _flag(BLUEBERRY, "n_heads", "heads"),
@@ -171,4 +179,9 @@ def _parsed(name: str, text: str) -> Any:
         return parse_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
         shown = text if len(text) <= 60 else text[:57] + "..."
-        raise PippinError("P012", f"the value of --{name} cannot be read: {shown!r}.") from error
+        raise PippinError(
+            "P012",
+            f"the value of --{name} cannot be read: {shown!r}.",
+            found="it is read as YAML: a text with brackets or colons stands in quotes of its own",
+            kept="nothing was started.",
+        ) from error

@@ -141,6 +141,15 @@ def _warmup(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
 
 
 def _device(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
+    """The device of a file, which was written for another machine: only the CPU is in all of them."""
+    name = str(value).split(":")[0]
+    if name in ("cuda", "mps"):
+        return {}, f"auto picks the backend here; --backend {name} insists"
+    return typed_device(value, near)
+
+
+def typed_device(value: Any, near: Mapping[str, Any]) -> tuple[Values, str]:
+    """The device of a command line, as --backend."""
     name = str(value).split(":")[0]
     return ({}, "the machine decides") if name == "auto" else ({"train.backend": name}, "")
 

@@ -4,27 +4,23 @@
 `core.machine.resolve_auto`, and `build` then makes the `RunConfig`. No framework is imported.
 """
 
-import functools
 import json
-import re
-import types
-import typing
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from core.config import rates, rules
+from core.config import rates
+from core.config.checking import Problem, check, check_key, check_value, invalid
 from core.config.dialect_flags import translate_flags
-from core.config.dialect_table import BLUEBERRY, MYPT, as_bool
+from core.config.dialect_table import BLUEBERRY, MYPT, short
 from core.config.dialects import translate_file
 from core.config.draft import AUTO, Draft, Source
-from core.config.json_schema import SCHEMA_NAME
 from core.config.nearest import did_you_mean, nearest_names, typing_errors
-from core.config.presets import find_config
-from core.config.schema import SECTIONS, RunConfig, is_auto_key, key_names
+from core.config.presets import TRAIN_COMMAND, find_config
+from core.config.schema import SECTIONS, RunConfig, key_names
 from core.config.yaml_text import key_lines, parse_yaml
 from core.errors import PippinError, all_problems
 from core.paths import CONFIGS_DIR
@@ -69,7 +65,7 @@ def _unreadable(path: Path, what: str, *, choices: Sequence[str] = ()) -> Pippin
         "P011",
         what,
         choices=choices,
-        remedy=f"mend {path}; an example of the form: {CONFIGS_DIR / 'quickstart.yaml'}",
+        remedy=f"correct {path}; an example of the form: {CONFIGS_DIR / 'quickstart.yaml'}",
         kept="nothing was started.",
     )
 
@@ -86,12 +82,31 @@ def parse_override(text: str) -> tuple[str, Any]:
             "P012",
             f"the argument {text!r} is neither a flag nor an override.",
             found="an override has the form section.key=value, for example train.lr=0.001",
+            remedy="python train.py --help   (every flag)",
+            kept="nothing was started.",
         )
+    name = name.strip().replace("-", "_")
     try:
-        return name.strip().replace("-", "_"), parse_yaml(value)
+        return name, parse_yaml(value)
     except (yaml.YAMLError, RecursionError) as error:
         shown = value if len(value) <= 60 else value[:57] + "..."
-        raise PippinError("P012", f"the value of {name} cannot be read: {shown!r}.") from error
+        raise PippinError(
+            "P012",
+            f"the value of {name} cannot be read: {shown!r}.",
+            found="it is read as YAML: a text with brackets or colons stands in quotes of its own",
+            remedy=_readable(name, shown),
+            kept="nothing was started.",
+        ) from error
+
+
+def _readable(name: str, value: str) -> str:
+    """An override that can be read: the text in quotes where the key takes one, else its default."""
+    values = defaults().values
+    if name not in values:
+        return "python train.py --help   (every flag)"
+    if check_value(name, value)[0] is None:
+        return shlex.quote(f"{name}={json.dumps(value, ensure_ascii=False)}")
+    return f"{name}={short(values[name])}"
 
 
 def defaults() -> Draft:
@@ -113,6 +128,7 @@ def load(
     typed: Mapping[str, str] | None = None,
     foreign: Mapping[str, str] | None = None,
     locked: bool = False,
+    command: str = TRAIN_COMMAND,
     note: Callable[[str], None] = lambda text: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Draft:
@@ -125,6 +141,7 @@ def load(
         typed: How a flag was spelt, where it is not the key's last part.
         foreign: Flags of other projects, as typed; they win over the file too.
         locked: Whether the file defines the architecture, so that foreign flags of it are ignored.
+        command: The program with the flag before the configuration's name, for a remedy.
         note: Told how each foreign name was read.
         warn: Told of each foreign flag that is ignored.
 
@@ -135,9 +152,10 @@ def load(
         PippinError: P010 with every problem, or P011, P012.
     """
     draft = defaults()
-    problems: list[str] = []
+    problems: list[Problem] = []
+    in_file: dict[str, Problem] = {}
     if config is not None:
-        path = find_config(config)
+        path = find_config(config, command=command)
         if config != path.stem and not Path(config).is_file():
             note(f"{config} is the preset {path.stem}, {path}")
         data, lines = read_config_file(path)
@@ -145,15 +163,17 @@ def load(
         reading = translate_file(data, lines, path)
         for text in reading.notes:
             note(text)
-        problems += reading.problems
+        problems += map(Problem, reading.problems)
         _merge_file(
             draft, reading.data, reading.lines, path, is_preset=is_preset, problems=problems
         )
+        in_file = _problems_of_file(draft)
     old_lr = draft.values["train.lr"]
     for name, value in (flags or {}).items():
         where = (typed or {}).get(name, "--" + name.partition(".")[2])
         draft.set(name, value, Source("flag", where))
-    stated = {**draft.values, **dict(map(parse_override, overrides))}
+    parsed, broken = _parsed(overrides)
+    stated = {**draft.values, **{name: value for _, name, value in parsed}}
     made = translate_flags(foreign or {}, stated, locked=locked, note=note, warn=warn)
     for name, (flag, value) in made.items():
         if name in (flags or {}) and (flags or {})[name] != value:
@@ -164,31 +184,65 @@ def load(
                 kept="nothing was started.",
             )
         draft.set(name, value, Source("flag", flag))
-    for text in overrides:
-        name, value = parse_override(text)
+    for text, name, value in parsed:
         if name not in draft.values:
-            problems.append(f"{text}: {_unknown(name)}")
+            near, words = _unknown(name)
+            fix = shlex.quote(f"{near}={text.partition('=')[2]}") if near else ""
+            problems.append(Problem(f"{text}: {words}", fix))
             continue
         draft.set(name, value, Source("flag", text))
+    # A file is wrong also where the command line hides it.
+    problems += [p for name, p in in_file.items() if draft.sources[name].kind == "flag"]
     problems += check(draft)
-    if not problems and draft.sources["train.lr"].kind == "flag":
+    if not problems and not broken and draft.sources["train.lr"].kind == "flag":
         problems += _follow_lr(draft, old_lr)
-    if problems:
-        raise all_problems(
-            "P010",
-            problems,
-            what="the configuration has " + ("a problem:" if len(problems) == 1 else "problems:"),
-            remedy=f"mend what is listed; every key with its range: {CONFIGS_DIR / SCHEMA_NAME}",
-            kept="nothing was started.",
-        )
+    _raise_all(problems, broken)
     return draft
 
 
-def _follow_lr(draft: Draft, file_lr: Any) -> list[str]:
+def _parsed(
+    overrides: Sequence[str],
+) -> tuple[list[tuple[str, str, Any]], list[PippinError]]:
+    """Text, key and value of every override, and the errors of those that are none."""
+    parsed, broken = [], []
+    for text in overrides:
+        try:
+            parsed.append((text, *parse_override(text)))
+        except PippinError as error:
+            broken.append(error)
+    return parsed, broken
+
+
+def _raise_all(problems: Sequence[Problem], broken: Sequence[PippinError]) -> None:
+    """One error of everything that is wrong, if anything is."""
+    if problems:
+        raise invalid([*problems, *(Problem(error.what) for error in broken)])
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        raise all_problems(
+            "P012",
+            [error.what for error in broken],
+            what="the command line has problems:",
+            remedy=broken[0].remedy,
+            kept="nothing was started.",
+        )
+
+
+def _problems_of_file(draft: Draft) -> dict[str, Problem]:
+    """Keys of a file whose values are wrong whatever stands beside them."""
+    found = {}
+    for name, source in draft.sources.items():
+        if source.kind != "default" and not draft.is_auto(name):
+            problem, _ = check_key(draft, name)
+            if problem is not None:
+                found[name] = problem
+    return found
+
+
+def _follow_lr(draft: Draft, file_lr: Any) -> list[Problem]:
     """Scale the group rates of the file or preset by the flag's `train.lr`; returns problems."""
-    problem, old_lr = _check_value("train.lr", file_lr)
-    if problem is not None:
-        return [problem]
+    _, old_lr, _ = check_value("train.lr", file_lr)
     given = {n for n, source in draft.sources.items() if source.kind == "flag"}
     rates.scale_rates(draft, old_lr=old_lr, given=given)
     return check(draft)
@@ -201,7 +255,7 @@ def _merge_file(
     path: Path,
     *,
     is_preset: bool,
-    problems: list[str],
+    problems: list[Problem],
 ) -> None:
     kind: Literal["preset", "file"] = "preset" if is_preset else "file"
     for section, body in data.items():
@@ -209,31 +263,36 @@ def _merge_file(
         if section not in SECTIONS:
             near = nearest_names(section, SECTIONS)
             hint = did_you_mean(near) if near else f"; sections are {', '.join(SECTIONS)}."
-            problems.append(f"{at}: unknown section {section}{hint}")
+            fix = f"write {near[0]} instead of {section} in {at}" if len(near) == 1 else ""
+            problems.append(Problem(f"{at}: unknown section {section}{hint}", fix))
             continue
         if not isinstance(body, dict):
-            problems.append(f"{at}: section {section} is not a mapping of keys.")
+            problems.append(Problem(f"{at}: section {section} is not a mapping of keys."))
             continue
         for name, value in body.items():
             key = f"{section}.{name}"
             where = f"{path}:{lines.get(key, 1)}"
             if key not in draft.values:
-                problems.append(f"{where}: {_unknown(key)}")
+                meant, words = _unknown(key)
+                other = meant.removeprefix(f"{section}.")
+                fix = f"write {other} instead of {name} in {where}" if other else ""
+                problems.append(Problem(f"{where}: {words}", fix))
                 continue
             draft.set(key, value, Source(kind, path.stem if is_preset else where))
 
 
-def _unknown(key: str) -> str:
+def _unknown(key: str) -> tuple[str, str]:
+    """The key that was meant, where it can be only one, and the problem in words."""
     section, _, tail = key.rpartition(".")
     if key in SECTIONS:
         examples = [k for k in key_names() if k.startswith(f"{key}.")][:3]
-        return f"{key} is a section, not a key; its keys are {', '.join(examples)} and others."
+        return "", f"{key} is a section, not a key; its keys are {', '.join(examples)} and others."
     near = nearest_names(key, key_names())
     if not near or typing_errors(key, near[0]) > 1:
         near = _foreign(section, tail) or near
     if not near:
         near = [k for k in key_names() if k.rpartition(".")[2] == tail][:1]
-    return f"unknown key {key}{did_you_mean(near)}"
+    return near[0] if len(near) == 1 else "", f"unknown key {key}{did_you_mean(near)}"
 
 
 def _foreign(section: str, tail: str) -> list[str]:
@@ -250,96 +309,6 @@ def _foreign(section: str, tail: str) -> list[str]:
             terms = {n: t for n, t in terms.items() if t.to[0].startswith(f"{section}.")}
         return list(dict.fromkeys(t.to[0] for t in terms.values()))[:1]
     return [terms[tail].to[0]]
-
-
-def check(draft: Draft) -> list[str]:
-    """Every problem of a draft: types and ranges first, then what does not fit together.
-
-    Numbers are brought to their declared type in place (an int for a float key).
-    """
-    problems = []
-    bad = set()
-    for name, value in draft.values.items():
-        if draft.is_auto(name):
-            continue
-        problem, fixed = _check_value(name, value)
-        if problem is None:
-            draft.values[name] = fixed
-        else:
-            bad.add(name)
-            problems.append(_where(draft, name) + problem)
-    known = {k: v for k, v in draft.values.items() if k not in bad and not draft.is_auto(k)}
-    problems += [_where(draft, name) + text for name, text in rules.contradictions(known)]
-    return problems
-
-
-def _where(draft: Draft, name: str) -> str:
-    source = draft.sources[name]
-    return f"{source.where}: " if source.where and source.kind != "preset" else ""
-
-
-def _check_value(name: str, value: Any) -> tuple[str | None, Any]:
-    section, _, key = name.partition(".")
-    info = SECTIONS[section].model_fields[key]
-    annotation: Any = info.annotation
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if annotation is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)  # 1e6 steps
-    if annotation is bool and isinstance(value, str) and value.casefold() in ("true", "false"):
-        value = as_bool(value)
-    if annotation in (int, float) and isinstance(value, str):
-        number = _number(value)
-        if number is not None:
-            return _check_value(name, number)
-    try:
-        return None, _adapter(name).validate_python(value)
-    except ValidationError as error:
-        detail = error.errors()[0]["msg"]
-        detail = detail[0].lower() + detail[1:]
-        expected = _expected(annotation, auto=is_auto_key(name))
-        return f"{name} = {_shown(value)}: {detail}; expected {expected}.", None
-
-
-@functools.cache
-def _adapter(name: str) -> TypeAdapter[Any]:
-    """The check of one key's value; making it takes longer than using it."""
-    section, _, key = name.partition(".")
-    info = SECTIONS[section].model_fields[key]
-    annotation: Any = info.annotation
-    return TypeAdapter(
-        typing.Annotated[annotation, info], config={"strict": True, "allow_inf_nan": False}
-    )
-
-
-def _number(text: str) -> int | float | None:
-    """A quoted number, which the guides of other projects recommend."""
-    value = parse_yaml(text) if re.fullmatch(r"[-+0-9.eE]{1,60}", text) else None
-    return value if isinstance(value, (int, float)) else None
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _expected(annotation: Any, *, auto: bool) -> str:
-    names: dict[Any, str] = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "a string",
-        dict[str, float]: "a mapping from folder to share",
-    }
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        text = " or ".join(str(a) for a in typing.get_args(annotation))
-    elif origin in (types.UnionType, typing.Union):
-        parts = [a for a in typing.get_args(annotation) if a is not type(None)]
-        text = " or ".join(names.get(a, str(a)) for a in parts) + " or null"
-    else:
-        text = names.get(annotation, str(annotation))
-    return text + (" or auto" if auto else "")
 
 
 def unresolved(draft: Draft) -> list[str]:
@@ -360,10 +329,11 @@ def build(draft: Draft) -> RunConfig:
             [f"{name} has no value" for name in left],
             what="the configuration is not complete; nothing is automatic here:",
             remedy="give each key a value, or leave out --manual-config",
+            kept="nothing was started.",
         )
     problems = check(draft)
     if problems:
-        raise all_problems("P010", problems, what="the configuration has problems:")
+        raise invalid(problems)
     return RunConfig.model_validate(nested(draft.values.items()))
 
 

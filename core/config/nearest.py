@@ -33,10 +33,19 @@ def typing_errors(a: str, b: str, *, limit: int = 10**9) -> int:
     return row[-1]
 
 
-def nearest_names(name: str, names: Iterable[str], *, limit: int = 3) -> list[str]:
+def nearest_names(
+    name: str, names: Iterable[str], *, limit: int = 3, share: float = 0.5
+) -> list[str]:
     """The names with the fewest typing errors from `name`, all that have as few; may be empty.
 
     Where a third of the letters or more differ, the one that shares most with it, if any does.
+
+    Args:
+        name: What was typed.
+        names: What is known.
+        limit: Names at most.
+        share: The least share of letters in common, of a name that differs in a third of them; 1 is
+            none of those.
     """
     known = list(names)
     if len(name) > MAX_LENGTH:
@@ -51,7 +60,7 @@ def nearest_names(name: str, names: Iterable[str], *, limit: int = 3) -> list[st
             nearest.append(k)
     if nearest:
         return [k for k in known if k in nearest][:limit]
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return difflib.get_close_matches(name, known, n=1, cutoff=share)
 
 
 def did_you_mean(names: Sequence[str]) -> str:

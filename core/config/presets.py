@@ -15,6 +15,9 @@ ALIASES = {
     "rtx_5090": "rtx5090",
     "rtx_4090": "rtx4090",
 }
+TRAIN_COMMAND = "python train.py --config"
+# Letters that a name shares with one that is suggested: "nope" is no "moe".
+_SHARE = 0.7
 _IN_CONFIGS = re.compile(r"(?:(?:\./)?configs/)?([^/]+?)(?:\.(?:json|ya?ml))?\Z")
 _COUNT = re.compile(r"^# Parameters: ([\d,]+) \(tied, vocabulary ([\d,]+)\)")
 
@@ -43,10 +46,14 @@ def preset_names() -> list[str]:
     return sorted(p.stem for p in CONFIGS_DIR.glob("*.yaml"))
 
 
-def find_config(name_or_path: str) -> Path:
+def find_config(name_or_path: str, *, command: str = TRAIN_COMMAND) -> Path:
     """A preset by name, or a file by path.
 
     `mac_8gb`, `configs/150M.json` and `small_model` are found too, as the guides write them.
+
+    Args:
+        name_or_path: As it was typed.
+        command: What stood before it, for the remedy.
 
     Raises:
         PippinError: P011 if there is neither; lists the presets, nearest first.
@@ -61,14 +68,14 @@ def find_config(name_or_path: str) -> Path:
     plain = {_plain(p): p for p in presets}
     if (found := plain.get(_plain(name))) is not None:
         return CONFIGS_DIR / f"{found}.yaml"
-    nearest = [plain[n] for n in nearest_names(_plain(name), plain)]
+    nearest = [plain[n] for n in nearest_names(_plain(name), plain, share=_SHARE)]
     raise PippinError(
         "P011",
         f"no file and no preset is called {name_or_path!r}.",
         choices=nearest + [p for p in presets if p not in nearest],
-        remedy=f"python train.py --config {nearest[0] if nearest else presets[0]}"
-        if presets
-        else "",
+        remedy=f"{command} {nearest[0]}"
+        if nearest
+        else "python tools/show_configs.py   (what each preset is for)",
     )
 
 

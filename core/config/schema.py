@@ -116,7 +116,7 @@ class TrainConfig(Section):
     schedule: Literal["cosine", "wsd", "linear", "constant"] = key("wsd", "shape after warm-up")
     warmup_steps: int = auto("steps of linear warm-up; less than total_steps", ge=0)
     decay_fraction: float = key(0.5, "share of the run in which wsd decays", gt=0, le=1)
-    weight_decay: float = key(0.1, "decoupled weight decay of matrices, embedding and head", ge=0)
+    weight_decay: float = key(0.1, "decoupled weight decay of all but the norms' gains", ge=0)
     router_aux_loss_coef: float = key(
         0.01, "weight of the loss that spreads tokens over experts; 0 is off", ge=0, le=100
     )

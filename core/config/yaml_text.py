@@ -15,6 +15,18 @@ _MAX_DIGITS = 1000  # Python itself refuses to read a longer one than 4,300
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 numbers and booleans; no tags, aliases or repeated keys. Private to this module."""
 
+    def get_single_node(self) -> yaml.Node | None:
+        """The only document; PyYAML's own says of a second one half a sentence."""
+        self.get_event()  # type: ignore[no-untyped-call]
+        empty = self.check_event(yaml.StreamEndEvent)
+        document = None if empty else self.compose_document()
+        if not self.check_event(yaml.StreamEndEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, "another document begins here, and a configuration is one", mark
+            )
+        return document
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse an alias: a few of them can stand for more values than memory holds."""
         if self.check_event(yaml.AliasEvent):

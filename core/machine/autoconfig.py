@@ -9,6 +9,7 @@ at a measured speed. With a `Dial` the size is given, and length, batch and rate
 from collections.abc import Callable, Sequence
 
 from core.backend import OutOfMemory
+from core.config.checking import check, invalid
 from core.config.draft import Draft, Source
 from core.config.load import build, nested
 from core.config.schema import ModelConfig, RunConfig
@@ -60,7 +61,13 @@ HOPE = 1.7
 
 
 def resolve_early(draft: Draft, device: DeviceFacts, dial: Dial | None = None) -> None:
-    """What the data needs to know: backend, window length, corpus size."""
+    """What the data needs to know: backend, window length, corpus size.
+
+    Raises:
+        PippinError: P010 where no automatic size goes with the shape that is set; said here, before a
+            text is prepared.
+    """
+    _refuse_shape(draft, device)
     draft.resolve("train.backend", device.backend, device.reason)
     limit = None if draft.is_auto("model.max_seq_len") else draft.values["model.max_seq_len"]
     resolve_windows(draft, limit)
@@ -81,6 +88,21 @@ def resolve_early(draft: Draft, device: DeviceFacts, dial: Dial | None = None) -
     horizon = dials.horizon_tokens(num_parameters(param_specs(_early_model(draft, device))))
     why = f"{dial.flag}: {horizon / 1e6:,.0f} M tokens in at most 4 epochs"
     draft.resolve("data.corpus_bytes", corpus_bytes_for(horizon), why)
+
+
+def _refuse_shape(draft: Draft, device: DeviceFacts) -> None:
+    sized = any(draft.is_auto(k) for k in SIZE)
+    first = None
+    for size in sizes_of(device.tier) if sized else LADDER[:1]:
+        trial = Draft(dict(draft.values), dict(draft.sources))
+        resolve_shape(trial, *size)
+        problems = check(trial)
+        if not problems:
+            return
+        first = first or problems
+    if first is not None:
+        what = "no automatic size goes with the shape that is set; of the smallest:"
+        raise invalid(first, what=what if sized else "")
 
 
 def _early_model(draft: Draft, device: DeviceFacts) -> ModelConfig:

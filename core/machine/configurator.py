@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from core.backend import Availability, CreateBackend
+from core.backend import MLX_LINUX_BUILDS, Availability, CreateBackend
 from core.checkpoint import initial_checkpoint
 from core.config.draft import Draft
 from core.config.load import build, load
@@ -214,6 +214,8 @@ def auto_configure(
 def installed(facts: MachineFacts) -> dict[str, Availability]:
     """Backends by the hardware and the packages that are installed; nothing is imported."""
     torch, mlx = _version("torch"), _version("mlx")
+    on_linux = facts.system == "Linux"
+    builds = {b: v for b in MLX_LINUX_BUILDS if on_linux and (v := _version(b)) is not None}
     apple = facts.apple is not None and not facts.apple.is_rosetta
     states = {
         "mlx": (mlx, True, ""),
@@ -231,7 +233,7 @@ def installed(facts: MachineFacts) -> dict[str, Availability]:
             version is not None and here,
             reason if version is None or not here else "",
             f"pip install {package}" if version is None else "--backend cpu",
-            {} if version is None else {package: version},
+            {} if version is None else {package: version, **(builds if name == "mlx" else {})},
         )
     return found
 

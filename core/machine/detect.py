@@ -1,9 +1,10 @@
 """Facts of this machine that need no framework: the chip, memory, power, and the backend to use."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from core.backend import Availability
+from core.backend import MLX_CUDA_BUILDS, Availability
 from core.errors import PippinError
 from core.machine.apple import apple_facts, mac_cpu, sysctl_values
 from core.machine.autoconfig import DeviceFacts
@@ -15,7 +16,7 @@ from core.machine.probe import Probe, this_machine
 from core.machine.scaling import replica_memory_bytes
 
 SYSTEM_NAMES = {"Darwin": "macOS"}
-GPU_BACKENDS = ("mlx", "mps", "cuda")
+Processor = Literal["apple", "nvidia", "cpu"]  # whose GPU, or none
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,17 @@ def device_facts(
         if name in available and not available[name].ok:
             raise _not_here(name, available)
     facts = machine_facts(probe)
+    packages = tuple(available[name].versions) if name in available else ()
+    processor = computes_on(name, facts, packages)
     return Facts(
-        machine=describe(facts, name),
+        machine=describe(facts, name, packages),
         device=DeviceFacts(
             backend=name,
             reason=reason,
-            is_gpu=name in ("mps", "cuda") or (name == "mlx" and facts.system == "macOS"),
-            native_bf16=native_bf16(name, facts),
-            budget_bytes=budget_bytes(name, facts),
-            memory_bytes=replica_memory_bytes(name, facts),
+            is_gpu=processor != "cpu",
+            native_bf16=native_bf16(name, facts, packages),
+            budget_bytes=budget_bytes(name, facts, packages),
+            memory_bytes=replica_memory_bytes("cuda" if processor == "nvidia" else name, facts),
         ),
     )
 
@@ -97,12 +100,31 @@ def device_facts(
 def _not_here(name: str, available: Mapping[str, Availability]) -> PippinError:
     state = available[name]
     return PippinError(
-        "P502" if state.reason.startswith("needs") else "P501",
+        state.code,
         f"backend {name} cannot run here: {state.reason}.",
         choices=[n for n, a in available.items() if a.ok],
         remedy=state.remedy,
         kept="nothing was started.",
     )
+
+
+def computes_on(backend: str, facts: MachineFacts, packages: Collection[str] = ()) -> Processor:
+    """What a backend computes on, without asking its framework.
+
+    MLX computes on Apple's GPU; elsewhere it depends on which of its builds is installed, and the
+    ordinary one computes on the CPU, whatever card is in the machine.
+
+    Args:
+        backend: Its name.
+        facts: The machine.
+        packages: Names of the backend's installed packages, as `Availability.versions` has them.
+    """
+    if backend == "mps" or (backend == "mlx" and facts.apple is not None):
+        return "apple"
+    has_cuda_build = any(name in packages for name in MLX_CUDA_BUILDS)
+    if backend == "cuda" or (backend == "mlx" and facts.nvidia is not None and has_cuda_build):
+        return "nvidia"
+    return "cpu"
 
 
 def gpu_budget_bytes(facts: MachineFacts) -> int | None:
@@ -112,13 +134,19 @@ def gpu_budget_bytes(facts: MachineFacts) -> int | None:
     return None if facts.nvidia is None else facts.nvidia.replica_memory_bytes
 
 
-def budget_bytes(backend: str, facts: MachineFacts) -> int:
-    """Memory that a run on this backend has to itself.
+def budget_bytes(backend: str, facts: MachineFacts, packages: Collection[str] = ()) -> int:
+    """Memory in bytes that a run on this backend has to itself.
+
+    Args:
+        backend: Its name.
+        facts: The machine.
+        packages: As in `computes_on`.
 
     Raises:
         PippinError: P101 where the machine does not say how much memory it has.
     """
-    gpu = gpu_budget_bytes(facts) if backend in GPU_BACKENDS else None
+    on_gpu = computes_on(backend, facts, packages) != "cpu"
+    gpu = gpu_budget_bytes(facts) if on_gpu else None
     found = gpu if gpu is not None else facts.usable_memory_bytes
     if found is None:
         raise PippinError(
@@ -130,17 +158,21 @@ def budget_bytes(backend: str, facts: MachineFacts) -> int:
     return found
 
 
-def describe(facts: MachineFacts, backend: str | None = None) -> str:
+def describe(
+    facts: MachineFacts, backend: str | None = None, packages: Collection[str] = ()
+) -> str:
     """The machine in one line.
 
     Args:
         facts: The machine.
-        backend: The backend of a run, which says whether the GPU's share matters.
+        backend: The backend of a run, which says whether the GPU matters; None shows it.
+        packages: As in `computes_on`.
     """
     cores = facts.cpu.physical_cores or facts.cpu.logical_cores
     parts = [facts.cpu.name]
-    gpu = None if backend not in (None, *GPU_BACKENDS) else gpu_budget_bytes(facts)
-    if facts.nvidia is not None and gpu is not None:
+    with_gpu = backend is None or computes_on(backend, facts, packages) != "cpu"
+    gpu = gpu_budget_bytes(facts) if with_gpu else None
+    if facts.nvidia is not None and with_gpu:
         cards = facts.nvidia.gpus
         count = f"{len(cards)} x " if len(cards) > 1 else ""
         parts.insert(0, f"{count}{cards[0].name}")
@@ -182,16 +214,22 @@ def power_words(power: Power) -> str:
     return f"on battery {power.battery_percent:.0f} %: plug in for long runs"
 
 
-def native_bf16(backend: str, facts: MachineFacts) -> bool:
+def native_bf16(backend: str, facts: MachineFacts, packages: Collection[str] = ()) -> bool:
     """Whether the device multiplies bfloat16 at full rate or better than float32.
 
     M1 and M2 run bfloat16 at half the rate of float16 and no faster than float32; M3 and later have
     it. NVIDIA has it from compute capability 8.0. CPUs stay at float32, where a run is exact across
     backends.
+
+    Args:
+        backend: Its name.
+        facts: The machine.
+        packages: As in `computes_on`.
     """
-    if backend in ("mlx", "mps") and facts.system == "macOS":
-        return facts.apple is not None and (facts.apple.generation or 0) >= 3
-    if backend in ("cuda", "mlx") and facts.nvidia is not None:
+    processor = computes_on(backend, facts, packages)
+    if processor == "apple" and facts.apple is not None:
+        return (facts.apple.generation or 0) >= 3
+    if processor == "nvidia" and facts.nvidia is not None:
         return all(g.native_bf16 for g in facts.nvidia.gpus)
     return False
 

@@ -93,7 +93,9 @@ def resolve_plain(draft: Draft, data: DataFacts, device: DeviceFacts) -> None:
     resolve("train.precision", "bfloat16" if native else "float32", why)
     resolve("train.ns_dtype", "float32", "as exact as the rest")
     compiled = device.backend == "mlx" and device.is_gpu
-    resolve("train.compile", compiled, "whole step on Metal" if compiled else "eager starts sooner")
+    resolve(
+        "train.compile", compiled, "whole step on the GPU" if compiled else "eager starts sooner"
+    )
 
 
 def resolve_shape(draft: Draft, d_model: int, n_layers: int) -> None:

@@ -50,11 +50,14 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def si(value: float) -> str:
-    """12400 -> 12.4k."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.{1 if value < 100 * limit else 0}f}{unit}"
-    return f"{value:.0f}"
+    """12400 -> 12.4k, to three digits from a hundred on."""
+    if not math.isfinite(value):
+        return f"{value:.0f}"
+    # The unit is that of the rounded number: 999_999 is 1.0M, not 1000k.
+    scales = ((1.0, ""), (1e3, "k"), (1e6, "M"))
+    scale, unit = next((s for s in scales if abs(value) / s[0] < 999.5), (1e9, "G"))
+    size = value / scale
+    return f"{size:.{1 if unit and abs(size) < 99.95 else 0}f}{unit}"
 
 
 def parameters(total: int, active: int) -> str:

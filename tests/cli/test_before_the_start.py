@@ -199,6 +199,36 @@ def test_generate_and_convert_name_the_intact_one_too(run, capsys):
     found.close()
 
 
+# The shape
+
+
+@pytest.mark.parametrize(
+    ("args", "origin", "fix"),
+    [
+        (("--d-model", "63"), "--d_model: model.d_model = 63 is odd", "model.d_model=64"),
+        (("model.n_heads=7",), "model.n_heads=7: model.n_heads = 7 does", "model.n_heads=8"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused_before_the_text_is_prepared(
+    here, capsys, args, origin, fix
+):
+    small = (
+        "data.seq_len=24",
+        "data.tokenizer=byte",
+        "train.eval_tokens=96",
+        "train.total_steps=5",
+    )
+    given = ["--dry-run", "--backend", "cpu", "--input_file", write_text(here), *small, *args]
+    before = everything(here)
+    assert train_here(*given) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("P010") and origin in captured.err
+    assert "nothing was started." in captured.err and " shards " not in captured.out
+    assert everything(here) == before
+    assert remedy(captured.err) == [fix]
+    assert train_here(*given, fix) == 0
+
+
 # Words
 
 

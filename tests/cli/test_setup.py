@@ -84,6 +84,27 @@ def test_a_gpu_gets_the_range_of_pyproject_and_tests_get_the_pins(project, with_
     assert "-c constraints-ci.txt" in calls and "[dev,mlx-cpu]" in calls
 
 
+@pytest.mark.parametrize("args", [("usr",), ("",), ("test",), ("dev", "x"), ("user", ""), ("--h",)])
+def test_an_unknown_kind_is_refused_before_anything_is_made(project, args):
+    done = run(project, *args)
+    assert done.returncode == 2 and done.stderr.startswith("P012")
+    assert "try: ./setup.sh --help" in done.stderr and done.stdout == ""
+    assert not (project / ".venv").exists() and not (project / "calls").exists()
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_shows_the_usage_and_makes_nothing(project, flag):
+    done = run(project, flag)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("usage: ./setup.sh") and "./setup.sh dev" in done.stdout
+    assert not (project / ".venv").exists() and not (project / "calls").exists()
+
+
+def test_user_is_the_kind_without_a_word(project):
+    assert run(project, "user").returncode == 0
+    assert run(project).stdout.split() == ["next", ".venv/bin/python", "train.py"]
+
+
 def test_a_second_call_does_nothing(project):
     assert setup(project)[0] == 0
     before = (project / "calls").read_text()

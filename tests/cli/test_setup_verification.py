@@ -111,6 +111,13 @@ def test_bad_usage_is_exit_code_2_with_one_message(args, at, capsys):
     assert captured.out == ""
 
 
+def test_a_wrong_name_is_answered_with_the_program_that_was_called(at, capsys):
+    assert setup_verification.main(["--config", "quickstrat"]) == 2
+    assert "try: python tools/setup_verification.py --config quickstart" in capsys.readouterr().err
+    assert train.main(["--validate-setup", "--config", "quickstrat"]) == 2
+    assert "try: python train.py --validate-setup --config quickstart" in capsys.readouterr().err
+
+
 def test_a_backend_that_was_asked_for_and_is_not_here_fails(at, capsys):
     missing = "mps" if sys.platform != "darwin" else "cuda"
     assert setup_verification.main(["--backend", missing, "--quick", "--json"]) == 1

@@ -101,15 +101,24 @@ def test_a_file_of_another_project_is_shown(capsys, tmp_path):
     ("args", "code", "words"),
     [
         (["150"], "P011", "available: 150M"),
-        (["150M", "--config_file", "tiny"], "P012", "twice"),
+        (["150M", "--config_file", "tiny"], "P012", "more than one"),
+        (["--config", "150M", "--config", "tiny"], "P012", "more than one"),
+        (["nope"], "P011", "try: python tools/show_configs.py "),
+        (["--config", "quickstrat"], "P011", "try: python tools/show_configs.py quickstart"),
         (["--measure"], "P012", "none is given"),
-        (["tiny", "--markdown"], "P012", "all presets"),
+        (["tiny", "--markdown"], "P012", "try: python tools/show_configs.py --markdown"),
+        (["tiny", "--write-schema"], "P012", "try: python tools/show_configs.py --write-schema"),
         (["--jsn"], "P012", "--help"),
     ],
 )
 def test_wrong_calls_are_one_clear_message(capsys, args, code, words):
     exit_code, _, err = run(capsys, *args)
     assert exit_code == 2 and err.startswith(code) and words in err
+
+
+@pytest.mark.parametrize("flag", ["--config", "--config_file", "--config-file"])
+def test_a_configuration_is_given_as_the_other_tools_take_it(capsys, flag):
+    assert run(capsys, flag, "minimal", "--json")[:2] == run(capsys, "minimal", "--json")[:2]
 
 
 def test_the_markdown_is_the_same_on_every_machine(capsys, monkeypatch):

@@ -41,6 +41,12 @@ def test_every_error_code_has_an_entry_in_the_troubleshooting_page():
     assert not missing
 
 
+def test_the_troubleshooting_page_explains_as_pippin_explain_does():
+    page = (PROJECT_ROOT / "docs" / "troubleshooting.md").read_text()
+    entries = re.findall(r"^### (P\d{3}) (.*)\n\n(.*)\n\n\*\*What to do\.\*\* ", page, re.MULTILINE)
+    assert {code: (title, text) for code, title, text in entries} == CODES
+
+
 def test_every_code_that_is_raised_exists_and_every_code_is_raised():
     used = set()
     for folder in ("core", "backends", "tools"):

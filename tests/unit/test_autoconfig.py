@@ -198,6 +198,34 @@ def test_an_odd_width_is_refused_by_the_rules(width):
     assert info.value.code == "P010" and "even width" in info.value.render()
 
 
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("model.n_heads=7", "model.n_heads=8"),  # 7 divides no width of the ladder
+        ("model.n_kv_heads=11", "model.n_kv_heads=3"),  # 96 wide has 3 heads of 32
+    ],
+)
+def test_a_shape_that_goes_with_no_size_is_refused_before_the_text_is_prepared(override, fix):
+    def early(text):
+        draft = load(config="quickstart", overrides=[text])
+        resolve_early(draft, device())
+        return draft
+
+    with pytest.raises(PippinError) as info:
+        early(override)
+    error = info.value
+    assert error.code == "P010" and error.remedy == fix and error.kept == "nothing was started."
+    assert error.found.startswith(f"{override}: ")
+    assert early(fix).is_auto("model.d_model")  # and no size is chosen yet
+
+
+def test_heads_that_divide_some_widths_are_for_those():
+    config, _, _ = resolved(1e12, overrides=["model.n_heads=6"])
+    assert config.model.d_model % 6 == 0 and config.model.head_dim % 2 == 0
+    config, _, _ = resolved(1e12, overrides=["model.n_heads=7", "model.head_dim=16"])
+    assert (config.model.n_heads, config.model.head_dim) == (7, 16)
+
+
 def test_a_long_warm_up_is_measured_against_the_run_not_against_one_epoch():
     small = DataFacts(vocab_size=300, train_tokens=60_000, name="x", is_stories=False)
     config, _, _ = resolved(1e12, data=small, overrides=["train.warmup_steps=100"])

@@ -3,6 +3,8 @@
 Run: python -m pytest tests/unit/test_config.py
 """
 
+import shlex
+
 import pytest
 import yaml
 
@@ -171,24 +173,119 @@ def test_an_unknown_preset_lists_those_that_exist():
     assert info.value.code == "P011" and info.value.choices[0] == "quickstart"
 
 
+CONTRADICTIONS = [
+    (["model.d_model=64", "model.n_heads=5"], "does not divide", "model.n_heads=4"),
+    (["model.d_model=63"], "model.d_model = 63 is odd", "model.d_model=64"),
+    (["model.d_model=65", "model.n_heads=4"], "model.d_model = 65 is odd", "model.d_model=64"),
+    (["model.d_model=9", "model.n_heads=3"], "model.d_model = 9 is odd", "model.d_model=12"),
+    (["model.n_heads=4", "model.n_kv_heads=3"], "n_kv_heads = 3", "model.n_kv_heads=4"),
+    (["model.d_model=12", "model.n_heads=4"], "even width", "model.n_heads=3"),
+    (["model.head_dim=7"], "even width", "model.head_dim=8"),
+    (["data.seq_len=64", "model.max_seq_len=32"], "longer than", "data.seq_len=32"),
+    (["train.total_steps=10", "train.warmup_steps=10"], "it is warm", "train.warmup_steps=0"),
+    (["train.min_lr=1", "train.lr=0.1"], "above train.lr", "train.min_lr=0.01"),
+    (["train.momentum_start=0.99"], "above train.momentum", "train.momentum_start=0.95"),
+    (
+        ["data.val_fraction=0.45", "data.test_fraction=0.46"],
+        "leaves under",
+        "data.val_fraction=0.02 data.test_fraction=0.02",
+    ),
+    (
+        ["train.precision=float32", "train.ns_dtype=bfloat16"],
+        "exact throughout",
+        "train.ns_dtype=float32",
+    ),
+    (["model.n_experts=1"], "a dense model with a router", "model.n_experts=0"),
+    (["model.n_experts=4", "model.top_k=5"], "at most 4 experts", "model.top_k=4"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "word", "fix"), CONTRADICTIONS)
+def test_contradictions_end_with_the_override_that_corrects_them(overrides, word, fix):
+    text = problems_of(overrides=overrides)
+    assert word in text and f"  try: {fix}\n  nothing was started." in text
+    assert text.startswith("P010 the configuration has a problem:\n")
+    load(overrides=[*overrides, *fix.split()])
+
+
+def test_a_width_that_heads_may_not_have_is_allowed_where_theirs_is_given():
+    draft = load(overrides=["model.d_model=63", "model.head_dim=16"])
+    assert draft.values["model.d_model"] == 63
+
+
 @pytest.mark.parametrize(
-    ("overrides", "word"),
+    ("override", "fix"),
     [
-        (["model.d_model=65", "model.n_heads=4"], "does not divide"),
-        (["model.n_heads=4", "model.n_kv_heads=3"], "n_kv_heads = 3"),
-        (["model.d_model=12", "model.n_heads=4"], "even width"),
-        (["data.seq_len=64", "model.max_seq_len=32"], "longer than"),
-        (["train.total_steps=10", "train.warmup_steps=10"], "before it is warm"),
-        (["train.min_lr=1", "train.lr=0.1"], "above train.lr"),
-        (["train.momentum_start=0.99"], "above train.momentum"),
-        (["data.val_fraction=0.45", "data.test_fraction=0.46"], "leaves under"),
-        (["train.precision=float32", "train.ns_dtype=bfloat16"], "exact throughout"),
-        (["model.n_experts=1"], "a dense model with a router"),
-        (["model.n_experts=4", "model.top_k=5"], "at most 4 experts"),
+        ("model.n_layers=0", "model.n_layers=1"),
+        ("model.n_layers=9999", "model.n_layers=512"),
+        ("train.compile=yes", "train.compile=true"),
+        ("train.schedule=cosin", "train.schedule=cosine"),
+        ("model.n_layer=3", "model.n_layers=3"),
+        ("train.total_steps=1_000", "train.total_steps=1000"),
+        ("train.lr=1_000", None),  # above its range in any spelling
+        ("train.backend=tpu", None),  # near to none
+        ("model.dropout=1", None),  # below 1 there is no nearest
+        ("train.lr=abc", None),
     ],
 )
-def test_contradictions(overrides, word):
-    assert word in problems_of(overrides=overrides)
+def test_a_wrong_value_ends_with_the_nearest_that_is_allowed(override, fix):
+    remedy = problems_of(overrides=[override]).partition("  try: ")[2].splitlines()[0]
+    if fix is None:
+        assert remedy.startswith("correct what is listed") and "schema.json" in remedy
+    else:
+        assert remedy == fix
+        load(overrides=[override, fix] if "n_layer=" not in override else [fix])
+
+
+def test_a_number_with_underscores_is_told_how_to_write_it(tmp_path):
+    path = write(tmp_path, "train:\n  total_steps: 10_000\n  lr: 0.1\n")
+    text = problems_of(config=path)
+    assert "Write 10000, without underscores." in text
+    assert f"try: set train.total_steps to 10000 in {path}:2" in text
+    assert "underscores" not in problems_of(overrides=["train.total_steps=a_b"])
+
+
+def test_what_a_file_misspells_is_named_with_its_line(tmp_path):
+    path = write(tmp_path, "train:\n  log_intervl: 4\n")
+    assert f"try: write log_interval instead of log_intervl in {path}:2" in problems_of(config=path)
+    path = write(tmp_path, "modle:\n  n_layers: 4\n")
+    assert f"try: write model instead of modle in {path}:1" in problems_of(config=path)
+
+
+@pytest.mark.parametrize("given", [{"overrides": ["train.backend=cpu"]}, {}])
+def test_an_invalid_value_of_a_file_is_told_where_the_command_line_hides_it(tmp_path, given):
+    path = write(tmp_path, "train:\n  seed: 3\n  backend: tpu\n")
+    given = given or {"flags": {"train.backend": "cpu"}}
+    text = problems_of(config=path, **given)
+    assert f'{path}:3: train.backend = "tpu"' in text and text.count("tpu") == 1
+
+
+def test_values_of_a_file_that_only_go_badly_together_may_be_overridden(tmp_path):
+    path = write(tmp_path, "model:\n  d_model: 63\n")
+    assert load(config=path, overrides=["model.d_model=64"]).values["model.d_model"] == 64
+
+
+def test_words_that_are_no_overrides_are_told_with_all_other_problems(tmp_path):
+    path = write(tmp_path, "train:\n  seed: -1\n")
+    text = problems_of(config=path, overrides=["train.lr=abc", "foo", "bar"])
+    for part in (f"{path}:2: train.seed", 'train.lr = "abc"', "'foo' is neither", "'bar' is"):
+        assert part in text
+    with pytest.raises(PippinError) as info:
+        load(overrides=["foo"])
+    assert info.value.code == "P012" and info.value.remedy and info.value.kept
+    with pytest.raises(PippinError) as info:
+        load(overrides=["foo", "train.lr=[1"])
+    assert info.value.code == "P012" and "'foo'" in info.value.found
+    assert "train.lr" in info.value.found
+
+
+def test_a_second_document_is_refused_in_a_sentence(tmp_path):
+    path = write(tmp_path, "train: {lr: 0.1}\n---\ntrain: {}\n")
+    with pytest.raises(PippinError) as info:
+        load(config=path)
+    assert info.value.code == "P011" and info.value.what == (
+        f"{path}:2: another document begins here, and a configuration is one."
+    )
 
 
 @pytest.mark.parametrize("text", ["train.lr", "lr", "train.lr=[1"])
@@ -196,6 +293,26 @@ def test_a_broken_override_is_refused(text):
     with pytest.raises(PippinError) as info:
         parse_override(text)
     assert info.value.code == "P012"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data.text_field", "a: b: ["),
+        ("data.tokenizer", "[x"),
+        ("train.lr", "[1"),
+        ("train.total_steps", "{"),
+        ("train.compile", "[yes"),
+    ],
+)
+def test_the_remedy_of_a_broken_override_can_be_read(name, value):
+    with pytest.raises(PippinError) as info:
+        load(overrides=[f"{name}={value}"])
+    (override,) = shlex.split(info.value.remedy)
+    assert info.value.code == "P012" and override.startswith(f"{name}=")
+    draft = load(overrides=[override])
+    if isinstance(draft.values[name], str) and draft.values[name] != AUTO:
+        assert draft.values[name] == value
 
 
 def test_every_key_has_a_description():

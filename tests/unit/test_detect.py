@@ -14,6 +14,7 @@ import pytest
 
 from core.backend import Availability
 from core.errors import PippinError
+from core.machine import configurator
 from core.machine.detect import (
     budget_bytes,
     describe,
@@ -479,6 +480,63 @@ def test_where_bfloat16_is_native(name, backend, native):
     assert native_bf16(backend, machine_facts(recorded(name))) is native
 
 
+CUDA_BUILD, CPU_BUILD = ("mlx", "mlx-cuda-12"), ("mlx", "mlx-cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "packages", "on_gpu"),
+    [
+        ("h100", "mlx", CPU_BUILD, False),
+        ("h100", "mlx", CUDA_BUILD, True),
+        ("h100", "mlx", ("mlx", "mlx-cuda-13"), True),
+        ("t4", "mlx", CUDA_BUILD, True),
+        ("xeon_amx_cpu", "mlx", CUDA_BUILD, False),
+        ("m4_air_24gb", "mlx", ("mlx",), True),
+        ("m4_air_24gb", "mps", ("torch",), True),
+        ("m4_air_24gb", "cpu", ("torch",), False),
+        ("h100", "cuda", ("torch",), True),
+        ("h100", "cpu", ("torch",), False),
+    ],
+)
+def test_every_figure_is_of_the_processor_that_computes(name, backend, packages, on_gpu):
+    """The card's memory and bfloat16 count only where the backend computes on it."""
+    available = {backend: Availability(backend, True, versions=dict.fromkeys(packages, "1"))}
+    facts = machine_facts(recorded(name))
+    found = device_facts(backend, available, probe=recorded(name))
+    device = found.device
+    host = facts.usable_memory_bytes
+    card = facts.nvidia.replica_memory_bytes if facts.nvidia else None
+    own = facts.apple.recommended_working_set_bytes if facts.apple else card
+    assert device.is_gpu is on_gpu
+    assert device.budget_bytes == (own if on_gpu else host)
+    assert device.memory_bytes == (card if on_gpu and card else host)
+    assert device.native_bf16 is (on_gpu and name != "t4")
+    shown = facts.nvidia.gpus[0].name if facts.nvidia else "for the GPU"
+    assert (shown in found.machine) is on_gpu
+
+
+def test_mlx_s_ordinary_build_beside_a_card_plans_for_the_processor(monkeypatch):
+    installed = {"mlx": "0.32.4", "mlx-cpu": "0.32.4", "torch": "2.13.0"}
+    monkeypatch.setattr(configurator, "_version", installed.get)
+
+    def planned():
+        found = configurator.auto_configure(
+            probe=recorded("h100"), overrides=["train.backend=mlx"], measure=lambda config: 1e5
+        )
+        return found.config.train.precision, found.device.budget_bytes
+
+    assert planned() == ("float32", 270000000000)
+    installed["mlx-cuda-13"] = "0.32.4"
+    assert planned() == ("bfloat16", 85520809984)
+
+
+@pytest.mark.parametrize("backend", [None, "cuda"])
+def test_a_card_that_shares_the_memory_is_named(backend):
+    line = describe(machine_facts(recorded("gb10")), backend)
+    assert line.startswith("NVIDIA GB10 · aarch64 · 20 cores · 119.2 GiB · Linux")
+    assert "GB10" not in describe(machine_facts(recorded("gb10")), "cpu")
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [
@@ -510,6 +568,13 @@ def test_the_device_of_a_run():
     assert (device.backend, device.is_gpu, device.budget_bytes) == ("cpu", False, 15642984448)
     device = device_facts(None, everything("cuda", "cpu"), probe=recorded("t4")).device
     assert (device.backend, device.native_bf16, device.budget_bytes) == ("cuda", False, 15 * GIB)
+
+
+def test_the_code_of_a_refusal_is_the_state_s():
+    available = {"mlx": Availability("mlx", False, "too old", "pip install -U mlx", code="P502")}
+    with pytest.raises(PippinError) as caught:
+        device_facts("mlx", available, probe=recorded("old_laptop"))
+    assert caught.value.code == "P502"
 
 
 def test_a_backend_that_is_not_here_is_refused():

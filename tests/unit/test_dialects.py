@@ -150,11 +150,36 @@ def test_the_nanogpt_plan_s_yaml(tmp_path):
         "train.warmup_steps": 100,
         "train.eval_interval": 500,
         "train.grad_accum_steps": 4,
-        "train.backend": "mps",
         "train.precision": "float32",
         "train.compile": False,
     }
     assert len(told) == 1 + 14 + 1
+    assert "device.type mps: auto picks the backend here; --backend mps insists" in told
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cuda", "auto"), ("cuda:1", "auto"), ("mps", "auto"), ("auto", "auto"), ("cpu", "cpu")],
+)
+def test_a_device_of_another_machine_is_left_to_this_one(tmp_path, device, backend):
+    """A file comes from elsewhere; what was typed here is meant (the flag is in the next tests)."""
+    _, told, draft = read(tmp_path, MYPT_150M | {"device": device})
+    assert draft.values["train.backend"] == backend
+    assert sum(line.startswith(f"device {device}") for line in told) == 1
+    path = tmp_path / "c.yaml"
+    draft = load(config=str(path), flags={"train.backend": "cuda"})
+    assert draft.values["train.backend"] == "cuda"
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+def test_a_device_on_the_command_line_insists(device):
+    assert from_flags("--device", device)[0]["train.backend"] == device
+
+
+def test_an_unknown_device_of_a_file_is_an_error_with_its_line(tmp_path):
+    with pytest.raises(PippinError) as info:
+        read(tmp_path, MYPT_150M | {"device": "tpu"})
+    assert info.value.code == "P010" and "c.yaml:12: train.backend" in info.value.found
 
 
 def test_flat_snippets_of_anarchobot(tmp_path):

@@ -252,6 +252,23 @@ def test_a_wrong_name_lists_near_ones_first(typed, near):
     assert set(info.value.choices) == set(preset_names())
 
 
+@pytest.mark.parametrize("typed", ["nope", "x", "no-such-preset", "q" * 200])
+def test_a_name_that_is_near_to_none_suggests_none(typed):
+    with pytest.raises(PippinError) as info:
+        find_config(typed)
+    assert info.value.remedy.startswith("python tools/show_configs.py ")
+
+
+def test_the_remedy_for_a_wrong_name_is_of_the_program_that_was_called():
+    for command in ("python tools/show_configs.py", "python train.py --validate-setup --config"):
+        with pytest.raises(PippinError) as info:
+            find_config("quickstrat", command=command)
+        assert info.value.remedy == f"{command} quickstart"
+    with pytest.raises(PippinError) as info:
+        load(config="quickstrat", command="python tools/x.py --config")
+    assert info.value.remedy == "python tools/x.py --config quickstart"
+
+
 def test_the_readme_s_table_is_the_tool_s():
     from tools.show_configs import BEGIN, END, markdown
 

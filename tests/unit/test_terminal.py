@@ -40,6 +40,24 @@ def test_durations_are_rounded(seconds, text):
     assert fmt.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999.4, "999"),
+        (999.7, "1.0k"),
+        (99_960, "100k"),
+        (999_499, "999k"),
+        (999_999, "1.0M"),
+        (-999_999, "-1.0M"),
+        (999_960_000, "1.0G"),
+        (2.5e12, "2500G"),
+        (math.inf, "inf"),
+    ],
+)
+def test_a_unit_is_that_of_the_rounded_number(value, text):
+    assert fmt.si(value) == text
+
+
 def test_other_units():
     assert fmt.si(12_430) == "12.4k" and fmt.si(950) == "950" and fmt.si(2.5e6) == "2.5M"
     assert fmt.gigabytes(9e8) == "0.9 GB" and fmt.gigabytes(5.2e6) == "5.2 MB"

@@ -477,19 +477,23 @@ def test_an_old_macos_fails():
 
 
 def states(**reasons):
+    """Every backend: "" can run, "absent" is not here, "old" is here in a wrong version."""
     return {
-        n: Availability(n, not why, why, f"get {n}" if why else "") for n, why in reasons.items()
+        n: Availability(
+            n, not why, why, f"get {n}" if why else "", code="P502" if why == "old" else "P501"
+        )
+        for n, why in reasons.items()
     }
 
 
 def test_absent_backends_are_skipped_and_wrong_ones_fail():
-    some = states(mlx="the package mlx is missing", mps="needs torch >= 2.12 on MPS", cpu="")
+    some = states(mlx="absent", mps="old", cpu="")
     present, checks = surroundings.backends_here(some, None)
     assert present == ["cpu"]
     assert [c.status for c in checks] == ["skipped", "fail", "pass"]
     present, checks = surroundings.backends_here(some, "mlx")
     assert present == [] and failures(checks) == {"mlx"}
-    assert failures(surroundings.backends_here(states(cpu="missing"), None)[1]) == {
+    assert failures(surroundings.backends_here(states(cpu="absent"), None)[1]) == {
         "one that can run"
     }
 

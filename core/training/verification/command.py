@@ -15,6 +15,7 @@ def request_of(options: Options) -> Request:
         backend=backend,
         overrides=tuple(options.overrides),
         flags=options.flags(),
+        command="python train.py --validate-setup --config",
     )
 
 

@@ -158,7 +158,7 @@ def backends_here(
             versions = " ".join(f"{k} {v}" for k, v in state.versions.items())
             checks.append(Check("backends", name, "pass", versions))
         else:
-            wrong = wanted == name or state.reason.startswith("needs")
+            wrong = wanted == name or state.code == "P502"
             status: Status = "fail" if wrong else "skipped"
             checks.append(Check("backends", name, status, state.reason, remedy=state.remedy))
     if not present and wanted is None:
@@ -329,13 +329,13 @@ def folders(draft: Draft) -> Iterator[Check]:
         place = _existing(Path(path))
         error = _write(place)
         key = "--save-dir" if name == "run folder" else "data.shards_dir"
-        mend = f"chmod u+w {place}, or " if place.is_dir() else ""
+        allow = f"chmod u+w {place}, or " if place.is_dir() else ""
         yield Check(
             "disk",
             f"{name} writable",
             "fail" if error else "pass",
             f"{place}: {error}" if error else str(path),
-            remedy=f"{mend}{key} FOLDER" if key.startswith("-") else f"{mend}{key}=FOLDER",
+            remedy=f"{allow}{key} FOLDER" if key.startswith("-") else f"{allow}{key}=FOLDER",
         )
 
 

@@ -54,6 +54,7 @@ class Request:
             unless one is named.
         online: Reach a dataset of the hub, instead of only asking for its library.
         apart: Each backend in a process of its own, so that a crash is a failed check.
+        command: The program with the flag before the configuration's name, for a remedy.
     """
 
     config: str | None = None
@@ -63,6 +64,7 @@ class Request:
     quick: bool = False
     online: bool = False
     apart: bool = True
+    command: str = "python tools/setup_verification.py --config"
 
 
 def verify(
@@ -113,13 +115,19 @@ def _checks(
         yield from _configuration(draft, request, available, probe)
         compiles = draft.values["train.compile"] is True
     for name in _tested(present, quick=request.quick):
-        yield from _self_tests(name, request, backends, facts, compiles=compiles)
+        yield from _self_tests(name, request, backends, facts, available, compiles=compiles)
 
 
 def _draft(request: Request) -> tuple[Draft | None, Check | None]:
     config = request.config or DEFAULT_CONFIG
     try:
-        return load(config=config, overrides=request.overrides, flags=dict(request.flags)), None
+        draft = load(
+            config=config,
+            overrides=request.overrides,
+            flags=dict(request.flags),
+            command=request.command,
+        )
+        return draft, None
     except PippinError as error:
         if error.code in USAGE_CODES:
             raise
@@ -170,16 +178,22 @@ def _tested(present: list[str], *, quick: bool) -> list[str]:
 
 
 def _self_tests(
-    name: str, request: Request, backends: Backends, facts: MachineFacts, *, compiles: bool
+    name: str,
+    request: Request,
+    backends: Backends,
+    facts: MachineFacts,
+    available: Mapping[str, Availability],
+    *,
+    compiles: bool,
 ) -> Iterator[Check]:
-    on_metal = name == "mlx" and facts.system == "macOS"
+    packages = tuple(available[name].versions)
     has_torch = importlib.util.find_spec("torch") is not None
     subject = Subject(
         backend=name,
         load=backends.load,
         open_checkpoint=backends.open_checkpoint,
         suffixes=(".npz", ".pt") if has_torch else (".npz",),
-        is_gpu=on_metal or name in ("mps", "cuda"),
+        is_gpu=detect.computes_on(name, facts, packages) != "cpu",
         compiles=compiles,
         quick=request.quick,
     )

@@ -156,7 +156,7 @@ class Reading:
     """One pass over the text: blocks for training, and a few held out."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self._source, _ = open_input(args)
+        self._source, _, self._note = open_input(args)
         self._seed = args.seed
         self.sample = TextSample(round(args.sample_mb * 1e6), args.seed)
         self.held_out = TextSample(_HELD_OUT_BYTES, args.seed)
@@ -175,8 +175,8 @@ class Reading:
                 yield block
 
     def notes(self) -> tuple[str, ...]:
-        """What the source left out."""
-        return self._source.notes()
+        """How the source was taken where there are two ways, and what it left out."""
+        return (*((self._note,) if self._note else ()), *self._source.notes())
 
 
 def train(args: argparse.Namespace, path: Path) -> Made:

@@ -5,14 +5,12 @@ process's control groups, version 2 or 1, and of every group above them.
 """
 
 import re
-from pathlib import PurePosixPath
 
+from core.cores import CGROUPS, control_groups, cpu_quota
 from core.machine.facts import CpuFacts, Limits
 from core.machine.probe import Probe
 
 CPUINFO = "/proc/cpuinfo"
-CGROUPS = "/proc/self/cgroup"
-_ROOT = "/sys/fs/cgroup"
 # Version 1 writes the largest multiple of the page size where there is no limit.
 _UNLIMITED = 1 << 60
 
@@ -93,46 +91,13 @@ def limits(probe: Probe, memory_bytes: int | None) -> Limits:
     if probe.system != "Linux":
         return Limits(None, None)
     sizes: list[int] = []
-    cpus: list[float] = []
-    for kind, folder in _groups(probe.read(CGROUPS) or ""):
+    for kind, folder in control_groups(probe.read(CGROUPS) or ""):
         if kind in ("", "memory"):
             name = "memory.max" if kind == "" else "memory.limit_in_bytes"
             text = (probe.read(f"{folder}/{name}") or "").strip()
             if text.isdigit() and int(text) < _UNLIMITED:
                 sizes.append(int(text))
-        if kind in ("", "cpu"):
-            cpus += _quota(probe, folder, is_v2=kind == "")
     size = min(sizes, default=None)
     if size is not None and memory_bytes is not None and size >= memory_bytes:
         size = None
-    return Limits(size, min(cpus, default=None))
-
-
-def _groups(text: str) -> list[tuple[str, str]]:
-    """(controller, folder) of the process's groups and all above; controller "" is version 2.
-
-    In a container a group's path may be the host's, which is not mounted: the mount's own root holds
-    the container's limits then.
-    """
-    found = []
-    for line in text.splitlines():
-        parts = line.split(":", 2)
-        if len(parts) != 3:
-            continue
-        number, names, path = parts
-        kinds = [""] if number == "0" and not names else names.split(",")
-        for kind in kinds:
-            base = _ROOT if kind == "" else f"{_ROOT}/{kind}"
-            places = [PurePosixPath(path), *PurePosixPath(path).parents]
-            found += [(kind, base + (str(p) if str(p) != "/" else "")) for p in places]
-    return found
-
-
-def _quota(probe: Probe, folder: str, *, is_v2: bool) -> list[float]:
-    if is_v2:
-        words = (probe.read(f"{folder}/cpu.max") or "").split()
-    else:
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        words = [(probe.read(f"{folder}/{name}") or "").strip() for name in names]
-    good = len(words) == 2 and all(w.isdigit() and int(w) > 0 for w in words)
-    return [int(words[0]) / int(words[1])] if good else []
+    return Limits(size, cpu_quota(probe.read))

@@ -190,3 +190,22 @@ def test_an_empty_split_has_no_statistics(tool: Any) -> None:
     said = tool("stats", "s", "--split", "test", code=2)
     assert said.startswith("P201") and "--split train" in said
     assert not list(Path().glob("*.png"))
+
+
+def test_shards_of_a_newer_version_are_not_to_be_replaced(tool: Any) -> None:
+    tool(*MAKE)
+    path = Path("s/manifest.json")
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    for args in (MAKE, ("info", "s"), ("verify", "s")):
+        said = tool(*args, code=2)
+        assert said.startswith("P203") and "git pull" in said
+        assert "--overwrite" not in said and "rm -r" not in said
+
+
+def test_import_can_be_quiet(tool: Any) -> None:
+    tool(*MAKE)
+    np.arange(256, dtype="<u2").tofile("train.bin")
+    args = ("import", "train.bin", "--tokenizer", "s", "--format", "nanogpt")
+    assert tool(*args, "--out", "loud") != ""
+    assert tool(*args, "--out", "quiet", "--quiet") == ""
+    assert load_manifest(Path("quiet")).tokens == load_manifest(Path("loud")).tokens > 0

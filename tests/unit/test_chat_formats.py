@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.reading.chat_formats import (
-    FIELDS,
     FORMATS,
     Chat,
     Message,
@@ -224,8 +223,6 @@ def test_formats_and_contents() -> None:
     assert content_of("") == "text"
     assert detect_format({}) == detect_format({"prompt": "Hi"}) == ""
     assert detect_format({"prompt": "Hi", "chosen": "a"}) == ""
-    read_keys = {key for fields, _ in (*CHATS.values(), *PAIRS.values()) for key in fields}
-    assert set(FIELDS) <= read_keys and len(set(FIELDS)) == len(FIELDS)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -101,7 +101,28 @@ def test_the_remedy_converts(tmp_path: Path, coding: str) -> None:
     assert f"iconv -f {coding} -t utf-8 " in error.remedy
     error = refused(write(tmp_path / "x.txt.gz", "h\u00e9llo".encode(coding)))
     assert f"x.txt.gz' | iconv -f {coding} -t utf-8 > 'x.utf8.txt'" in error.remedy
-    assert "gzip -dc" in error.remedy and "of the unpacked file" in error.found
+    assert "gzip -dc" in error.remedy
+    assert ("of the unpacked file" in error.found) == (coding == "latin1")
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-32", "utf-16le", "utf-16be"])
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.csv", "x.json"])
+def test_other_unicode_is_left_out_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, coding: str
+) -> None:
+    """Its lines after the first are valid UTF-8 with a NUL beside each letter."""
+    monkeypatch.setattr(readers, "PART_BYTES", 200)
+    content = {
+        "x.txt": "plain words\n" * 50,
+        "x.jsonl": '{"text": "plain words"}\n' * 50,
+        "x.csv": "text,number\n" + "plain words,1\n" * 50,
+        "x.json": json.dumps([{"text": "plain words"}] * 50),
+    }[name]
+    error = refused(write(tmp_path / name, content.encode(coding)))
+    assert f"{name}:1" in error.what and f"iconv -f {coding} -t utf-8 " in error.remedy
+    found, notes = skipped(tmp_path / name)
+    assert found == []
+    assert notes[0] == f"1 left out: text in {coding[:6].upper()} (first: {name}:1)"
 
 
 @pytest.mark.parametrize("coding", ["utf-16le", "utf-16be"])

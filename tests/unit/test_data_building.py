@@ -330,3 +330,16 @@ def test_verify_finds_a_flipped_bit(tmp_path, monkeypatch):
     with pytest.raises(PippinError) as info:
         verify_shards(folder)
     assert info.value.code == "P203" and "train_00001.bin" in info.value.render()
+
+
+def test_a_limit_that_leaves_nothing_for_validation_is_noted(tmp_path, monkeypatch):
+    """Whole documents are taken in their order until it is reached: the second is for validation."""
+    small_blocks(monkeypatch)
+    first = len(next(items()).text) + 1
+
+    def notes(max_tokens):
+        return made(tmp_path, f"s{max_tokens}", max_tokens=max_tokens)[1].source.notes
+
+    assert notes(first) == (f"{first:,} tokens were reached before any document of val and test",)
+    assert notes(first + 1) == (f"{first + 1:,} tokens were reached before any document of test",)
+    assert notes(1_000) == notes(10**9) == notes(None) == ()

@@ -294,12 +294,28 @@ def test_fingerprint_of_a_folder_is_over_content(configs: Path, tmp_path: Path) 
     assert HubSource(str(configs), options).fingerprint != before
 
 
+def test_what_is_the_default_may_be_given(configs: Path, plain: Path) -> None:
+    """The same records are the same data set."""
+
+    def of(folder: Path, **options: Any) -> str:
+        return HubSource(str(folder), ReadOptions(**options)).fingerprint
+
+    assert of(configs, config="en") == of(configs, config="en", split="train")
+    assert of(configs, config="de") == of(configs, config="de", split="train")
+    assert of(configs, config="en") != of(configs, config="en", split="test")
+    assert of(plain) == of(plain, split="train") == of(plain, config="default")
+    with pytest.raises(PippinError, match="no split 'dev'"):
+        read(configs, config="en", split="dev")
+
+
 def test_fingerprint_of_the_hub_needs_no_network() -> None:
     def of(revision: str | None) -> str:
         return HubSource("nobody/nothing", ReadOptions(revision=revision)).fingerprint
 
     assert of(None) == of(None)
     assert len({of(None), of("v1"), of("0" * 40)}) == 3
+    pinned = ReadOptions(revision="0" * 40, split="train")
+    assert HubSource("nobody/nothing", pinned).fingerprint == of("0" * 40)
     assert HubSource("nobody/nothing").num_bytes == 0
 
 

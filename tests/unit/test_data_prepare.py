@@ -255,15 +255,67 @@ def test_chats_are_trained_on_as_chats(tmp_path: Path) -> None:
     assert run(folder, tmp_path / "s", on_bad_line="skip").manifest_sha256 == made.manifest_sha256
 
 
-def test_texts_and_named_fields_are_not_chats(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
+def alpaca(path: Path) -> Path:
+    """Records as Stanford's Alpaca has them: each holds its chat as one text too."""
     rows = [
-        {**chat(f"{i}?", "yes"), "text": f"text {i} of a record", "body": f"body {i}"}
+        {"instruction": f"What is {i}?", "input": "", "output": f"It is {i}.", "body": f"body {i}"}
         for i in range(90)
     ]
+    rows = [{**row, "text": f"{row['instruction']} ### {row['output']}"} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run(path, tmp_path / "s").manifest.content == "text"
+    return path
+
+
+def test_training_and_preparing_take_records_of_two_kinds_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Chats that hold a text too are chats in both, which is said, with the way to the text."""
+    monkeypatch.chdir(tmp_path)
+    path = alpaca(tmp_path / "my alpaca.jsonl")
+    said: list[str] = []
+    made = run(path, tmp_path / "s", report=lambda phase, facts, *_: said.append(facts))
+    assert made.manifest.content == "chat"
+    (note,) = [line for line in said if "taken as" in line]
+    assert "instruction/output and text: taken as chats" in note
+
+    capsys.readouterr()
+    assert prepare_data.main([str(path), "--tokenizer", "byte", "--out", "p"]) == 0
+    out = capsys.readouterr().out
+    assert "taken as chats; for the text: --format text" in out
+    assert load_manifest(Path("p")).content_sha256() == made.manifest_sha256
+    for asked, content in (("chat", "chat"), ("text", "text")):
+        args = [str(path), "--tokenizer", "byte", "--out", asked, "--format", asked]
+        assert prepare_data.main(args) == 0
+        assert "taken as" not in capsys.readouterr().out
+        assert load_manifest(Path(asked)).content == content
+
+    # The command of the note is run as it is printed.
+    command = shlex.split(note.partition("for the text: ")[2])
+    assert prepare_data.main([*command[2:], "--quiet"]) == 0
+    manifest = load_manifest(tmp_path / "shards" / "my-alpaca")
+    assert manifest.content == "text"
+    assert manifest.text_bytes == sum(len(json.loads(r)["text"]) for r in path.open())
+
+
+def test_a_text_field_that_is_named_asks_for_texts(tmp_path: Path) -> None:
+    path = alpaca(tmp_path / "a.jsonl")
     assert run(path, tmp_path / "s", text_field="body", seq_len=4).manifest.content == "text"
+    args = [str(path), "--tokenizer", "byte", "--text-field", "body", "--quiet"]
+    assert prepare_data.main([*args, "--out", str(tmp_path / "p")]) == 0
+    assert load_manifest(tmp_path / "p").content == "text"
+
+
+def test_texts_alone_are_taken_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"text": "text {i}", "id": {i}}}\n' for i in range(90)))
+    said: list[str] = []
+    made = run(
+        path,
+        tmp_path / "s",
+        seq_len=4,
+        report=lambda phase, facts, *_: said.append(facts),
+    )
+    assert made.manifest.content == "text" and not any("taken as" in line for line in said)
 
 
 def test_pairs_are_refused(tmp_path: Path) -> None:
@@ -273,6 +325,10 @@ def test_pairs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PippinError) as error:
         run(path, tmp_path / "s")
     assert error.value.code == "P010"
+    path.write_text("".join(json.dumps({**row, "text": "a"}) + "\n" for row in rows))
+    with pytest.raises(PippinError) as error:
+        run(path, tmp_path / "s")
+    assert error.value.code == "P010" and "--format text" in error.value.remedy
 
 
 def test_a_chat_where_text_was_wanted_names_the_command_that_takes_it(

@@ -5,6 +5,7 @@ Run: pytest tests/unit/test_data_shards.py
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -244,3 +245,35 @@ def test_verified_once_and_remembered(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_a_broken_record_of_verification_is_ignored(folder: Path) -> None:
     (folder / ".verified.json").write_text("[" * 10)
     assert open_shards(folder, "train").num_tokens > 0
+
+
+def test_the_remedy_for_damage_can_be_typed(made: Prepared, tmp_path: Path) -> None:
+    folder = tmp_path / "it's mine"
+    shutil.copytree(made.folder, folder)
+    (folder / "manifest.json").write_text("{")
+    command = refused(folder).remedy.partition("   (")[0]
+    assert shlex.split(command) == ["rm", "-r", str(folder)]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_shards_of_another_kind_of_tokenizer_say_which(folder: Path, kind: str) -> None:
+    with pytest.raises(PippinError) as error:
+        prepare(folder, shards_dir=folder.parent, seq_len=16, seed=1, tokenizer=kind)
+    assert error.value.code == "P301"
+    assert error.value.found.splitlines()[1].split() == ["given:", kind]
+    assert prepare(folder, shards_dir=folder.parent, seq_len=16, seed=1, tokenizer="byte").reused
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": "pippin-tokenizer"}', None])
+def test_a_damaged_tokenizer_of_given_shards_is_damage_of_the_folder(
+    folder: Path, content: bytes | None
+) -> None:
+    """Another data.tokenizer would not help."""
+    path = folder / "tokenizer.pippin.json"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PippinError) as error:
+        prepare(folder, shards_dir=folder.parent, seq_len=16, seed=1)
+    assert error.value.code == "P203" and "tokenizer.pippin.json" in error.value.found
+    assert error.value.remedy.startswith(f"rm -r {folder}")

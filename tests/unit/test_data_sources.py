@@ -91,6 +91,7 @@ def test_links_out_of_the_folder_are_counted_and_not_followed(tmp_path: Path) ->
     assert source.notes() == (
         "4 links out of the folder, to folders or to nothing were not followed",
         "1 files and folders whose names begin with a dot left out",
+        "1 files given more than once, read once",
     )
 
 
@@ -393,3 +394,42 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str) -> Non
             read()
         assert error.value.code == "P201"
         assert name in error.value.what
+
+
+def test_a_link_to_a_file_beside_it_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    (tmp_path / ".kept").mkdir()
+    (tmp_path / ".kept" / "c.txt").write_text("two")
+    for name in ("c.txt", "d.txt"):
+        (tmp_path / name).symlink_to(tmp_path / ".kept" / "c.txt")
+    source = open_source(tmp_path)
+    assert [document.text for document in source.documents()] == ["one", "two"]
+    assert "2 files given more than once, read once" in source.notes()
+    both = open_source([tmp_path, tmp_path / "a.txt"])
+    assert "3 files given more than once, read once" in both.notes()
+
+
+def test_suggested_are_files_with_text(tmp_path: Path) -> None:
+    """No empty ones, none of runs, no settings."""
+    here = tmp_path / "here"
+    (here / "checkpoints" / "run-1" / "logs").mkdir(parents=True)
+    (here / "empty.txt").write_text("")
+    (here / "settings.json").write_text("{}")
+    for name in ("training_state.json", "tokenizer.pippin.json", "model_card.md", "logs/m.jsonl"):
+        (here / "checkpoints" / "run-1" / name).write_text('{"text": "x"}')
+    assert refused(here / "x.txt").choices == ()
+    (here / "records.json").write_text('[{"text": "a"}]')
+    assert refused(here / "x.txt").choices == ((here / "records.json").as_posix(),)
+
+
+def test_a_device_or_pipe_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/null"), tmp_path / "pipe"):
+        error = refused(path)
+        assert error.code == "P201" and error.what == f"{path} is no regular file"
+        assert error.choices == ()
+
+
+def test_the_root_of_the_file_system_is_not_searched() -> None:
+    assert refused(Path("/no-such-folder-here/x.txt")).choices == ()

@@ -3,22 +3,28 @@
 Run: pytest tests/unit/test_tokenizer_files.py
 """
 
+import hashlib
 import io
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
 
+from core.data.preparing.request import resolve_tokenizer
+from core.data.reading.sources import open_source
 from core.data.tokenizers import training
 from core.data.tokenizers.tokenizer import (
     CharTokenizer,
     Tokenizer,
     load_tokenizer,
+    tokenizer_from_bytes,
 )
 from core.data.tokenizers.training import choose_tokenizer, train_tokenizer
 from core.errors import PippinError
-from tests.tokenizer_helpers import ALL, BPE, BYTE, CHAR, PIECES, TEXTS, UNIGRAM, WORDS
+from tests.tokenizer_helpers import ALL, AWKWARD, BPE, BYTE, CHAR, PIECES, TEXTS, UNIGRAM, WORDS
 
 
 @pytest.mark.parametrize("kind", list(ALL))
@@ -75,20 +81,129 @@ def test_missing_tokenizer_is_an_error(tmp_path: Path) -> None:
         assert error.value.code == "P301"
 
 
-def test_a_model_that_loses_spaces_is_refused(tmp_path: Path) -> None:
-    """sentencepiece's own defaults: a space in front, runs of spaces made one, NFKC."""
+def of_others(**settings: object) -> bytes:
+    """A model trained with sentencepiece's own defaults (NFKC, a space in front), but for these."""
+    model = io.BytesIO()
+    given = {"model_type": "bpe", "vocab_size": 320, "byte_fallback": True, **settings}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=model,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **given,
+    )
+    return model.getvalue()
+
+
+LLAMA_2 = {
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    "split_digits": True,
+}
+OFF = {
+    "llama 2": (LLAMA_2, ("add_dummy_prefix off",)),
+    "defaults": (
+        {},
+        ("normalization nmt_nfkc off", "add_dummy_prefix off", "remove_extra_whitespaces off"),
+    ),
+    "t5": (
+        {"model_type": "unigram", "self_test_sample_size": 5},
+        ("normalization nmt_nfkc off", "add_dummy_prefix off", "remove_extra_whitespaces off"),
+    ),
+    "suffix": (
+        {**LLAMA_2, "model_type": "unigram", "treat_whitespace_as_suffix": True},
+        ("add_dummy_prefix off",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(OFF))
+def test_models_of_others_lose_nothing_and_keep_their_ids(name: str, tmp_path: Path) -> None:
+    settings, changes = OFF[name]
+    content = of_others(**settings)
+    (tmp_path / "other.model").write_bytes(content)
+    made = load_tokenizer(tmp_path / "other.model")
+    assert made.changes == changes
+    hostile = (
+        *AWKWARD,
+        *TEXTS[:9],
+        "".join(map(chr, range(0x180))),
+        " a" * 9_000,
+        "\u00bd" * 2_500,
+    )
+    for text, ids in zip(hostile, made.encode_batch(hostile), strict=True):
+        assert made.decode(ids) == text
+        assert not set(ids.tolist()) & set(made.control_ids.values())
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=content)
+    ours = sentencepiece.SentencePieceProcessor(model_proto=made.content)
+    assert theirs.vocab_size() == made.vocab_size
+    assert [theirs.id_to_piece(i) for i in range(made.vocab_size)] == [
+        ours.id_to_piece(i) for i in range(made.vocab_size)
+    ]
+    # After what they put in front, plain words have the very ids that they have there.
+    if name != "suffix":
+        assert made.encode(f" {WORDS}") == theirs.encode(WORDS)
+
+
+@pytest.mark.parametrize("name", list(OFF))
+def test_a_changed_model_is_saved_as_it_is_used(name: str, tmp_path: Path) -> None:
+    (tmp_path / "other.model").write_bytes(of_others(**OFF[name][0]))
+    made = load_tokenizer(tmp_path / "other.model")
+    path = made.save(tmp_path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == made.fingerprint
+    again = load_tokenizer(path)
+    assert (again.fingerprint, again.changes) == (made.fingerprint, ())
+    assert again.encode(TEXTS[0]) == made.encode(TEXTS[0])
+    # What reads the saved file without Pippin gives the same ids and text.
+    library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert library.decode(library.encode(f"  {WORDS} ")) == f"  {WORDS} "
+    assert pickle.loads(pickle.dumps(made)).fingerprint == made.fingerprint
+
+
+def test_a_model_that_changes_nothing_is_kept_byte_for_byte() -> None:
+    content = of_others(**LLAMA_2, add_dummy_prefix=False)
+    made = tokenizer_from_bytes(content)
+    assert made.fingerprint == hashlib.sha256(content).hexdigest()
+    assert made.changes == BPE.changes == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({**LLAMA_2, "byte_fallback": False, "add_dummy_prefix": False}, "single bytes"),
+        ({"byte_fallback": False}, "single bytes"),
+        ({**LLAMA_2, "model_type": "word"}, "whole words"),
+        ({**LLAMA_2, "eos_id": -1}, "end-of-document"),
+    ],
+    ids=["identity", "defaults", "words", "no end"],
+)
+def test_a_model_that_loses_text_is_refused(
+    settings: dict[str, object], why: str, tmp_path: Path
+) -> None:
+    """A model without byte fallback has no piece for a newline, nor for most characters."""
+    (tmp_path / "tokenizer.model").write_bytes(of_others(**settings))
+    with pytest.raises(PippinError, match=why) as error:
+        load_tokenizer(tmp_path)
+    assert error.value.code == "P301"
+
+
+def test_a_model_without_a_piece_for_a_space_is_refused() -> None:
+    """The bytes of U+2581 would stand for it."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([WORDS] * 20),
+        sentence_iterator=iter(["hello"] * 20),
         model_writer=model,
-        vocab_size=300,
         model_type="bpe",
+        vocab_size=300,
+        hard_vocab_limit=False,
         byte_fallback=True,
+        add_dummy_prefix=False,
         minloglevel=2,
     )
-    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
-    with pytest.raises(PippinError, match="not lossless"):
-        load_tokenizer(tmp_path)
+    with pytest.raises(PippinError, match="single space") as error:
+        tokenizer_from_bytes(model.getvalue())
+    assert error.value.code == "P301"
 
 
 def test_decoding_an_unknown_id_is_an_error() -> None:
@@ -225,3 +340,42 @@ def test_a_full_disk_leaves_the_saved_tokenizer(
         UNIGRAM.save(tmp_path)
     assert error.value.code == "P312"
     assert path.read_bytes() == BPE.content and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000])
+def test_json_that_is_nested_too_deeply_is_called_so(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(PippinError, match="nested too deeply") as error:
+        load_tokenizer(tmp_path)
+    assert error.value.code == "P301" and "sentencepiece" not in error.value.what
+
+
+def test_a_request_tells_what_was_switched_off(tmp_path: Path) -> None:
+    """In the line of the tokenizer; of the saved file, nothing is left to be told."""
+    (tmp_path / "text.txt").write_text(WORDS)
+    (tmp_path / "other.model").write_bytes(of_others(**LLAMA_2))
+    source = open_source(tmp_path / "text.txt")
+    first = resolve_tokenizer(source, str(tmp_path / "other.model"), None)
+    assert "; add_dummy_prefix off, so that text comes back as it was" in first.reason
+    load_tokenizer(tmp_path / "other.model").save(tmp_path)
+    again = resolve_tokenizer(source, str(tmp_path / "tokenizer.model"), None)
+    assert again.text == first.text and " off" not in again.reason
+
+
+def test_a_hugging_face_file_tells_what_is_left_out(tmp_path: Path) -> None:
+    library = tokenizers.Tokenizer(tokenizers.models.BPE())
+    library.normalizer = tokenizers.normalizers.NFC()
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator([WORDS], trainer)
+    library.save(str(tmp_path / "tokenizer.json"))
+    made = load_tokenizer(tmp_path / "tokenizer.json")
+    assert made.changes == ("normalizer NFC off", "add_prefix_space off")
+    (tmp_path / "saved").mkdir()
+    again = load_tokenizer(made.save(tmp_path / "saved"))
+    assert (again.changes, again.fingerprint) == ((), made.fingerprint)

@@ -26,12 +26,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--val-fraction", type=float, default=0.02, metavar="X", help="(0.02)")
     parser.add_argument("--seed", type=seed_number, default=1, metavar="N", help="of the split (1)")
     parser.add_argument("--tokens-per-shard", type=shard_size, default=SHARD_TOKENS, metavar="N")
+    parser.add_argument("--quiet", action="store_true", help="only errors")
     parser.add_argument("--json", action="store_true", help="the manifest as JSON on stdout")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     if args.out.exists():
         raise PippinError("P311", f"{args.out} exists already", remedy="another --out")
-    console = Console(highlight=False, markup=False, soft_wrap=True, stderr=args.json)
+    console = Console(
+        quiet=args.quiet, highlight=False, markup=False, soft_wrap=True, stderr=args.json
+    )
     manifest = import_foreign(
         args.path,
         tokenizer=_tokenizer(args.tokenizer.expanduser()),

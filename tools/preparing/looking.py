@@ -12,9 +12,9 @@ from core.cli import Parser, make_parser
 from core.data.preparing.split import SPLITS
 from core.data.shards.manifest import Manifest, load_manifest, open_shards
 from core.data.shards.stream import TokenStream
-from core.data.shards.verify import check_sizes, check_tokenizer_file, verify_shards
+from core.data.shards.verify import check_sizes, own_tokenizer, verify_shards
 from core.data.show import Row, render_rows
-from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from core.data.tokenizers.tokenizer import Tokenizer
 from core.errors import PippinError
 from tools.preparing.statistics import measure, plot
 
@@ -92,7 +92,7 @@ def stats(argv: list[str]) -> int:
     if args.plot is not None and args.plot.suffix.lower() not in _PICTURES:
         parser.error(f"--plot {args.plot} does not end in {', '.join(_PICTURES)}")
     manifest = load_manifest(args.folder)
-    tokenizer = _tokenizer_of(args.folder, manifest)
+    tokenizer = own_tokenizer(args.folder, manifest)
     stream = open_shards(args.folder, args.split)
     if stream.num_tokens == 0:
         raise _empty_split(args.folder, args.split, manifest)
@@ -126,7 +126,7 @@ def show(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     stream = open_shards(args.folder, args.split)
     manifest = load_manifest(args.folder)
-    tokenizer = _tokenizer_of(args.folder, manifest)
+    tokenizer = own_tokenizer(args.folder, manifest)
     if args.rows < 1 or args.start < 0 or args.tokens < 1:
         parser.error("--rows and --tokens must be 1 or more, --start 0 or more")
     rows = []
@@ -162,11 +162,6 @@ def show(argv: list[str]) -> int:
         )
     )
     return 0
-
-
-def _tokenizer_of(folder: Path, manifest: Manifest) -> Tokenizer:
-    check_tokenizer_file(folder, manifest)
-    return load_tokenizer(folder / manifest.tokenizer.file)
 
 
 def _empty_split(folder: Path, split: str, manifest: Manifest) -> PippinError:

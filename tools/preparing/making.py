@@ -1,7 +1,6 @@
 """`prepare_data.py INPUT... --tokenizer T --out FOLDER`: make shards."""
 
 import argparse
-import itertools
 import json
 import shlex
 from pathlib import Path
@@ -9,15 +8,14 @@ from pathlib import Path
 from rich.console import Console
 
 from core.cli import Parser, make_parser
-from core.data.chat import ChatSource
-from core.data.preparing.building import BuildOptions, Content
+from core.data.preparing.building import BuildOptions
+from core.data.preparing.inputs import LOOKED_AT, Input, read_as
 from core.data.preparing.ours import foreign_names, holds_shards
 from core.data.preparing.prepare import default_workers, make_shards, wanted_source
 from core.data.preparing.request import resolve_tokenizer
 from core.data.preparing.shard_builder import SHARD_TOKENS
-from core.data.reading.chat_formats import content_of, detect_format
-from core.data.reading.sources import ReadOptions, RecordSource, Source, open_source
-from core.data.shards.manifest import MANIFEST, Manifest, SourceInfo, load_manifest
+from core.data.reading.sources import ReadOptions, open_source
+from core.data.shards.manifest import MANIFEST, UPDATE, Manifest, SourceInfo, load_manifest
 from core.data.shards.verify import verify_shards
 from core.data.tokenizers.tokenizer import KINDS
 from core.errors import PippinError
@@ -32,8 +30,6 @@ from tools.preparing.numbers import (
 from tools.preparing.progress import Bar
 
 PROG = "tools/prepare_data.py"
-# Records that may come before the first one that is known; more would be read for nothing.
-_LOOKED_AT = 1_000
 _AGAIN = "the same command with --overwrite, which makes them again"
 
 
@@ -50,7 +46,8 @@ def add_reading(parser: Parser, *, required: bool = True) -> None:
         "--format",
         choices=("auto", "text", "chat"),
         default="auto",
-        help="text, or conversations and preferences; auto: as the first record (that can be used)",
+        help="text, or conversations and preferences; auto: as the first record (that can be used), "
+        "text where another --text-field is given",
     )
     parser.add_argument("--config", metavar="NAME", help="configuration of a hub dataset")
     parser.add_argument("--split", metavar="NAME", help="split of a hub dataset")
@@ -74,7 +71,7 @@ def add_splitting(parser: Parser) -> None:
     parser.add_argument("--tokens-per-shard", type=shard_size, default=SHARD_TOKENS, metavar="N")
 
 
-def open_input(args: argparse.Namespace) -> tuple[Source, Content]:
+def open_input(args: argparse.Namespace) -> Input:
     """The source, and what its documents are."""
     if args.score_min is not None and not args.score_field:
         raise PippinError("P012", "--score-min needs --score-field.", remedy="--score-field NAME")
@@ -90,36 +87,18 @@ def open_input(args: argparse.Namespace) -> tuple[Source, Content]:
     )
     source = open_source(args.inputs, options=options)
     if args.format == "text":
-        return source, "text"
-    chats = args.format == "chat"
-    kind = _format_of(source, chats=chats)
-    content = content_of(kind)
-    if content == "text":
-        if chats:
-            raise PippinError(
-                "P202",
-                f"{source.name} holds no conversations",
-                found=f"none of its first {_LOOKED_AT:,} records looks like one",
-                choices=("messages", "prompt + completion", "prompt + chosen + rejected"),
-            )
-        return source, "text"
-    return ChatSource(source, content), content
-
-
-def _format_of(source: RecordSource, *, chats: bool) -> str:
-    """The format of the first record; "" where it is none of chats.
-
-    Where bad records are left out, the first one that can be used decides; where chats are asked
-    for, the first one that is a chat.
-    """
-    patient = chats or source.options.on_bad_line == "skip"
-    for record in itertools.islice(source.records(), _LOOKED_AT if patient else 1):
-        found = detect_format(record.fields)
-        if found and not (chats and content_of(found) == "text"):
-            return found
-        if not chats and isinstance(record.fields.get(source.options.text_field), str):
-            return "text"
-    return ""
+        return Input(source, "text")
+    found = read_as(source, "for the text: --format text", chats=args.format == "chat")
+    if args.format == "auto":
+        return found
+    if found.content == "text":
+        raise PippinError(
+            "P202",
+            f"{source.name} holds no conversations",
+            found=f"none of its first {LOOKED_AT:,} records looks like one",
+            choices=("messages", "prompt + completion", "prompt + chosen + rejected"),
+        )
+    return found._replace(note="")  # it was asked for
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -133,7 +112,12 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="shards/NAME")
     add_splitting(parser)
     parser.add_argument("--seed", type=seed_number, default=1, metavar="N", help="of the split (1)")
-    parser.add_argument("--workers", type=count, metavar="N", help="processes (one per core)")
+    parser.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="processes (one per core that may be used, at most 8)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--quiet", action="store_true", help="only errors")
     parser.add_argument("--json", action="store_true", help="the manifest as JSON on stdout")
@@ -151,7 +135,9 @@ def main(argv: list[str]) -> int:
     console = Console(
         quiet=args.quiet, highlight=False, markup=False, soft_wrap=True, stderr=args.json
     )
-    source, content = open_input(args)
+    source, content, note = open_input(args)
+    if note:
+        console.print(f" data       {note}")
     request = resolve_tokenizer(source, args.tokenizer, args.vocab_size)
     wanted = wanted_source(
         source, seed=args.seed, val_fraction=args.val_fraction, test_fraction=args.test_fraction
@@ -261,7 +247,9 @@ def _held(folder: Path, *, overwrite: bool) -> Manifest | None:
             found = f"holds a {MANIFEST} and no shards"
             raise _not_ours(folder, found, "another --out") from error
         if not overwrite:
-            error.remedy, error.kept = _AGAIN, "Nothing was changed."
+            # Shards of a newer version are no damage.
+            error.remedy = error.remedy if error.remedy == UPDATE else _AGAIN
+            error.kept = "Nothing was changed."
             raise
     foreign = foreign_names(folder) if overwrite else ()
     if foreign:

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 def _estimate(args: argparse.Namespace) -> dict[str, Any]:
     """Tokens, shards and bytes of the input, from its first megabytes."""
-    source, content = open_input(args)
+    source, content, _ = open_input(args)
     request = resolve_tokenizer(source, args.tokenizer, args.vocab_size)
     limits = Limits(
         num_documents=args.num_documents,

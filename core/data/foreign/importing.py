@@ -7,6 +7,7 @@ not grow with them, and the folder gets its name only when it is complete.
 
 import errno
 import hashlib
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -341,6 +342,6 @@ def _name_taken(folder: Path) -> PippinError:
     return PippinError(
         "P010",
         f"{folder} exists already",
-        remedy=f"another name, or: rm -r '{folder}'",
+        remedy=f"another name, or: rm -r {shlex.quote(str(folder))}",
         kept="Nothing in it was changed.",
     )

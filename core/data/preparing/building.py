@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,10 +194,23 @@ def build(
         for builder in builders.values():
             builder.close()
     counted = sum(info.documents for info in splits.values())
-    said = (*source.notes, *notes())
+    said = (*source.notes, *notes(), *_cut_off(source, splits, options.max_tokens))
     source = source.model_copy(update={"documents": source.documents or counted, "notes": said})
     max_id = max(builder.max_id for builder in builders.values())
     return write_manifest(folder, tokenizer, source, splits, requested, max_id, options.content)
+
+
+def _cut_off(
+    source: SourceInfo, splits: Mapping[str, SplitInfo], max_tokens: int | None
+) -> tuple[str, ...]:
+    """That a limit of tokens left nothing for splits that were asked for, in words."""
+    if max_tokens is None or sum(info.tokens for info in splits.values()) < max_tokens:
+        return ()
+    shares = {"val": source.val_fraction, "test": source.test_fraction}
+    empty = [split for split, share in shares.items() if share > 0 and not splits[split].tokens]
+    if not empty:
+        return ()
+    return (f"{max_tokens:,} tokens were reached before any document of {' and '.join(empty)}",)
 
 
 def _builders(

@@ -1,55 +1,98 @@
 """What is trained on: the story corpus, texts, or chats where the records are chats and no text."""
 
+import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 from core.data.chat import ChatSource
 from core.data.preparing.building import Content
 from core.data.reading.chat_formats import content_of, detect_format
-from core.data.reading.selection import bad_text_field
+from core.data.reading.selection import bad_text_field, prepare_command
 from core.data.reading.sources import FileSource, ReadOptions, RecordSource, Source, open_source
 from core.errors import PippinError
 
+# Records that may come before the first one that is known; more would be read for nothing.
+LOOKED_AT = 1_000
 
-def open_input(input_file: str | Path, options: ReadOptions) -> tuple[Source, Content]:
-    """The source of an input, and what its documents are.
 
-    Records that hold the text field are texts, whatever else they hold. Where the first one has no
-    field "text" and none was named, but is a turn of a chat, all are chats, prepared as
-    `tools/prepare_data.py` does.
+class Input(NamedTuple):
+    """What is trained on.
+
+    Attributes:
+        source: Its documents.
+        content: What they are.
+        note: Where records could be taken in two ways, which one was, in words; else "".
+    """
+
+    source: Source
+    content: Content
+    note: str = ""
+
+
+def open_input(input_file: str | Path, options: ReadOptions) -> Input:
+    """The source of an input for training, and what its documents are.
 
     Raises:
         PippinError: P201 and P202 as `open_source`, P010 for preferences.
     """
     records = open_source(input_file, options=options)
-    if options.text_field != "text" or _content(records) == "text":
-        return records, "text"
-    if _content(records) == "preference":
-        raise preferences_are_no_text(records.name)
-    return ChatSource(records), "chat"
+    as_text = prepare_command(str(input_file), "--format text ")
+    try:
+        found = read_as(records, f"for the text: {as_text}")
+    except PippinError as error:
+        if error.code != "P202":
+            raise
+        return Input(records, "text")  # whatever is wrong with it is told when it is read
+    if found.content == "preference":
+        raise preferences_are_no_text(records.name, as_text if found.note else "")
+    return found
 
 
-def preferences_are_no_text(name: str) -> PippinError:
-    """P010 for pairs given to training."""
+def read_as(records: RecordSource, otherwise: str, *, chats: bool = False) -> Input:
+    """Records as texts, or as chats or preferences where they are of such a format.
+
+    The first record decides; where bad ones are left out, the first one that can be used. Records of
+    a format of chats are chats though they hold the field "text" too, as Alpaca's do. Another
+    text field that is named asks for texts.
+
+    Args:
+        records: The records.
+        otherwise: What a user does for the texts of records that are chats too.
+        chats: Chats or preferences are asked for: the first record that is one decides.
+
+    Raises:
+        PippinError: P202 for a bad first record, P201 as reading does.
+    """
+    options = records.options
+    if options.text_field != "text" and not chats:
+        return Input(records, "text")
+    patient = chats or options.on_bad_line == "skip"
+    for record in itertools.islice(records.records(), LOOKED_AT if patient else 1):
+        name = detect_format(record.fields)
+        content = content_of(name)
+        is_text = bad_text_field(record.fields, options.text_field, record.where) is None
+        if content != "text":
+            kind = "chats" if content == "chat" else "preferences"
+            note = f"{records.name} holds {name} and text: taken as {kind}; {otherwise}"
+            return Input(ChatSource(records, content), content, note if is_text else "")
+        if is_text and not chats:
+            break
+    return Input(records, "text")
+
+
+def preferences_are_no_text(name: str, as_text: str = "") -> PippinError:
+    """P010 for pairs given to training.
+
+    Args:
+        name: Of the input.
+        as_text: The command that makes shards of the text beside them, where there is any.
+    """
     return PippinError(
         "P010",
         f"{name} holds pairs of chosen and rejected answers",
         found="training on text would learn both",
-        remedy="shards of text or of chats",
+        remedy=f"for the text beside them: {as_text}" if as_text else "shards of text or of chats",
     )
-
-
-def _content(records: RecordSource) -> Content:
-    """What the first record is."""
-    try:
-        first = next(iter(records.records()), None)
-    except PippinError as error:
-        if error.code != "P202":
-            raise
-        return "text"  # whatever is wrong with it is told when it is read
-    text_field = records.options.text_field
-    if first is None or bad_text_field(first.fields, text_field, first.where) is None:
-        return "text"
-    return content_of(detect_format(first.fields))
 
 
 def splits_are_given(source: Source) -> bool:

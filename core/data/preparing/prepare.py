@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.cores import usable_cores
 from core.data.preparing.building import (
     BuildOptions,
     Content,
@@ -55,7 +55,9 @@ from core.data.shards.manifest import (
     document_offsets,
     load_manifest,
     open_shards,
+    other_tokenizer,
 )
+from core.data.shards.verify import own_tokenizer
 from core.data.tokenizers.tokenizer import KINDS, Tokenizer, cut_text, load_tokenizer
 from core.data.tokenizers.training import train_tokenizer
 from core.errors import PippinError
@@ -157,7 +159,9 @@ def prepare(
     source: Source = StorySource(corpus_bytes, seed, val_fraction, test_fraction)
     content: Content = "text"
     if input_file is not None:
-        source, content = open_input(input_file, ReadOptions(text_field, on_bad_line))
+        source, content, note = open_input(input_file, ReadOptions(text_field, on_bad_line))
+        if note:
+            report("data", note, "", 0)
     request = resolve_tokenizer(source, tokenizer, vocab_size)
     wanted = wanted_source(
         source, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction
@@ -182,7 +186,7 @@ def prepare(
             check=check,
         )
     manifest = load_manifest(folder)
-    made = load_tokenizer(folder / manifest.tokenizer.file)
+    made = own_tokenizer(folder, manifest)
     check_tokenizer(manifest, folder, made.fingerprint)
     if reused:
         report("shards", amounts(manifest), "reused", _since(started))
@@ -226,12 +230,13 @@ def _open_ready(folder: Path, tokenizer: str, seq_len: int, report: Report) -> P
     manifest = load_manifest(folder)
     if manifest.content == "preference":
         raise preferences_are_no_text(str(folder))
-    made = load_tokenizer(folder / manifest.tokenizer.file)
+    made = own_tokenizer(folder, manifest)
     check_tokenizer(manifest, folder, made.fingerprint)
-    if tokenizer not in ("auto", made.kind):
-        kinds = tokenizer in KINDS
-        given = None if kinds else load_tokenizer(Path(tokenizer).expanduser()).fingerprint
-        check_tokenizer(manifest, folder, given or f"of kind {tokenizer}")
+    if tokenizer in KINDS and tokenizer != made.kind:
+        raise other_tokenizer(manifest, folder, tokenizer)
+    if tokenizer not in ("auto", made.kind, *KINDS):
+        given = load_tokenizer(Path(tokenizer).expanduser())
+        check_tokenizer(manifest, folder, given.fingerprint)
     report("shards", amounts(manifest), "as prepared", _since(started))
     check_lengths(manifest, seq_len, fixed_splits=True)
     return Prepared(
@@ -329,7 +334,7 @@ def default_workers(source: Source) -> int:
     """Processes that are worth their start: one for little text."""
     if source.num_bytes and source.num_bytes < _PARALLEL_BYTES:
         return 1
-    return max(1, min(8, os.cpu_count() or 1))
+    return min(8, usable_cores())
 
 
 def _decisive(options: BuildOptions) -> list[object]:

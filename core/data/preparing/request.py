@@ -67,9 +67,10 @@ def resolve_tokenizer(source: Source, tokenizer: str, vocab_size: int | None) ->
     """
     if tokenizer not in ("auto", *KINDS):
         given = load_tokenizer(Path(tokenizer).expanduser())
-        return TokenizerRequest(
-            f"given {given.fingerprint}", f"given: {tokenizer}", given.kind, given=given
-        )
+        why = f"given: {tokenizer}"
+        if given.changes:
+            why += f"; {', '.join(given.changes)}, so that text comes back as it was"
+        return TokenizerRequest(f"given {given.fingerprint}", why, given.kind, given=given)
     if tokenizer in ("char", "byte"):
         return TokenizerRequest(tokenizer, "asked for", tokenizer)
     pieces = "bpe" if tokenizer == "auto" else tokenizer

@@ -21,7 +21,7 @@ from core.data.shards.manifest import (
     load_manifest,
     open_shards,
 )
-from core.data.tokenizers.tokenizer import load_tokenizer
+from core.data.shards.verify import own_tokenizer
 from core.errors import PippinError
 
 # Phase, facts, what was done, seconds: one line for the user each.
@@ -82,8 +82,7 @@ def _check_intact(folder: Path, manifest: Manifest) -> None:
     """Raise what is wrong with the files of a folder."""
     for split in ("train", "val", "test"):
         open_shards(folder, split)
-    tokenizer = load_tokenizer(folder / manifest.tokenizer.file)
-    check_tokenizer(manifest, folder, tokenizer.fingerprint)
+    check_tokenizer(manifest, folder, own_tokenizer(folder, manifest).fingerprint)
 
 
 def _same_text(a: SourceInfo, b: SourceInfo) -> bool:

@@ -124,7 +124,7 @@ def not_utf8(
         "P202",
         f"{path}:{at} is not valid UTF-8",
         found=f"{found}\nit looks like {kind}" if kind else found,
-        remedy="" if kind else _iconv(path, block if offset == 0 else b""),
+        remedy="" if kind else _convert(path, "latin1"),
     )
 
 
@@ -134,37 +134,36 @@ def too_long(where: str, num_bytes: int) -> tuple[str, PippinError]:
     return limit, PippinError("P202", f"{where} is {limit}")
 
 
-def utf16_without_mark(block: bytes) -> str:
-    """Which UTF-16 the beginning of a file looks like; "" for text that may be UTF-8.
+def other_unicode(head: bytes) -> str:
+    """Which other form of Unicode than UTF-8 the beginning of a file has; "" for none.
 
-    Latin letters in UTF-16 are valid UTF-8 with a NUL beside each, which would be trained on.
+    By its mark; or without one, of UTF-16: Latin letters in it are valid UTF-8 with a NUL beside each.
+    Either way a file must be left out whole: lines of it that happen to be valid UTF-8 are no text.
     """
-    head = block[:1_000]
+    for marks, coding in ((_UTF32_MARKS, "utf-32"), (_UTF16_MARKS, "utf-16")):
+        if head.startswith(marks):
+            return coding
+    head = head[:1_000]
     even, odd = head[::2].count(0), head[1::2].count(0)
-    if head.startswith((*_UTF16_MARKS, *_UTF32_MARKS)):
-        return ""  # which cannot be decoded
     if len(head) < 8 or max(even, odd) < 0.4 * len(head) or min(even, odd) > 0.1 * len(head):
         return ""
     return "utf-16le" if odd > even else "utf-16be"
 
 
-def looks_like_utf16(path: Path, coding: str) -> tuple[str, PippinError]:
-    """The reason and the error for a text file in UTF-16 without a mark."""
-    return "text in UTF-16", PippinError(
+def in_other_unicode(path: Path, coding: str) -> tuple[str, PippinError]:
+    """The reason and the error for a file in UTF-16 or UTF-32.
+
+    Args:
+        path: The file.
+        coding: From `other_unicode`.
+    """
+    marked = coding in ("utf-16", "utf-32")
+    return f"text in {coding[:6].upper()}", PippinError(
         "P202",
         f"{path}:1 is not UTF-8 text: it looks like {coding.upper()}",
-        found="every other byte is 0x00",
+        found="its first bytes are the mark of it" if marked else "every other byte is 0x00",
         remedy=_convert(path, coding),
     )
-
-
-def _iconv(path: Path, start: bytes) -> str:
-    looks = "latin1"
-    if start.startswith(_UTF16_MARKS):
-        looks = "utf-16"
-    if start.startswith(_UTF32_MARKS):
-        looks = "utf-32"
-    return _convert(path, looks)
 
 
 def _convert(path: Path, looks: str) -> str:

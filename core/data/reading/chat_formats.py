@@ -27,8 +27,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "instruction/output": ("instruction", "output"),
     "text": ("text",),
 }
-# Every field that is read, of all formats.
-FIELDS = (*dict.fromkeys(key for keys in FORMATS.values() for key in keys), "input", "system")
 _ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,10 @@ class HubSource:
 
         Of a folder over names and contents of its files, with all that are read among them; of a
         dataset of the Hub over its name and commit, or where the Hub cannot be reached, over its
-        name and the revision asked for.
+        name and the revision asked for. A configuration and split that are the default count as if
+        they had been given.
         """
-        whole = hashlib.sha256(f"hub 1\n{self.options.decides()}\n".encode())
+        whole = hashlib.sha256(f"hub 1\n{self._resolved().decides()}\n".encode())
         if self._folder is None:
             whole.update(f"{self.path} {self._commit()}\n".encode())
             return whole.hexdigest()
@@ -139,6 +140,17 @@ class HubSource:
     def _folder(self) -> Path | None:
         folder = Path(self.path).expanduser()
         return folder if folder.is_dir() else None
+
+    def _resolved(self) -> ReadOptions:
+        """The options with the configuration and split that are read."""
+        asked = replace(self.options, split=self.options.split or "train")
+        if self._folder is None and _COMMIT.match(self.options.revision or ""):
+            return asked  # of which the fingerprint is the same without a network
+        try:
+            config = str(self._builder.config.name)
+            return replace(self.options, config=config, split=self._split)
+        except PippinError:
+            return asked
 
     def _commit(self) -> str:
         revision = self.options.revision or ""

@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 from core.data.reading.bad_lines import (
     Tally,
-    looks_like_utf16,
+    in_other_unicode,
     not_utf8,
+    other_unicode,
     parse_record,
-    utf16_without_mark,
 )
 from core.data.reading.byte_streams import DamagedError, opened
 from core.errors import PippinError
@@ -142,8 +142,8 @@ def decoded_blocks(path: Path, stream: BinaryIO, tally: Tally, name: str) -> Ite
     offset, line, held = 0, 1, b""
     while True:
         block = stream.read(BLOCK_BYTES)
-        if offset == 0 and (coding := utf16_without_mark(block)):
-            reason, problem = looks_like_utf16(path, coding)
+        if offset == 0 and (coding := other_unicode(block)):
+            reason, problem = in_other_unicode(path, coding)
             tally.reject(reason, f"{name}:1", problem)
             return
         if offset == 0 and block.startswith(codecs.BOM_UTF8):

@@ -36,6 +36,8 @@ _SPLIT_NAMES: dict[str, Split] = {
     "test": "test",
 }
 _MAX_LOOKED_AT = 2_000
+# Lies in the folder of each run, whose metrics, samples and reports nobody wants to train on.
+_RUN_MARK = "training_state.json"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Found:
         skipped_readmes: README files beside train.* and valid.*.
         skipped_hidden: Files and folders whose names begin with a dot.
         skipped_others: Files of kinds that are not read, `.json` that is no array of objects among them.
+        skipped_copies: Links to files that are read anyway.
     """
 
     files: tuple[InputFile, ...]
@@ -70,6 +73,7 @@ class Found:
     skipped_readmes: int = 0
     skipped_hidden: int = 0
     skipped_others: int = 0
+    skipped_copies: int = 0
 
 
 def file_format(path: Path) -> tuple[str, str]:
@@ -105,6 +109,13 @@ def find_files(given: Path) -> Found:
     if given.is_file():
         _check_kind(given)
         return Found((InputFile(given, given.name),))
+    if given.exists():
+        raise PippinError(
+            "P201",
+            f"{given} is no regular file",
+            found="a device or a pipe, which cannot be read twice",
+            remedy="write its content to a file, and give that",
+        )
     if not any(mark in str(given) for mark in "*?["):
         raise PippinError("P201", f"there is no file or folder {given}", choices=nearby_text(given))
     found = _of_pattern(given)
@@ -185,10 +196,17 @@ class _Below:
     links: int = 0
     hidden: int = 0
     others: int = 0
+    copies: int = 0
 
     def found(self, root: Path) -> Found:
         files = tuple(InputFile(p, p.relative_to(root).as_posix()) for p in self.paths)
-        return Found(files, self.links, skipped_hidden=self.hidden, skipped_others=self.others)
+        return Found(
+            files,
+            self.links,
+            skipped_hidden=self.hidden,
+            skipped_others=self.others,
+            skipped_copies=self.copies,
+        )
 
 
 def _below(root: Path, kinds: tuple[str, ...], depth: int | None = None) -> _Below:
@@ -222,9 +240,11 @@ def _below(root: Path, kinds: tuple[str, ...], depth: int | None = None) -> _Bel
     # A link to a file that is read anyway would put its text in twice.
     seen = {path.resolve() for path in below.paths}
     for path in sorted(links):
-        if path.resolve() not in seen:
-            seen.add(path.resolve())
-            below.paths.append(path)
+        if path.resolve() in seen:
+            below.copies += 1
+            continue
+        seen.add(path.resolve())
+        below.paths.append(path)
     below.paths.sort(key=lambda p: p.relative_to(root).as_posix())
     return below
 
@@ -277,7 +297,8 @@ def _check_kind(path: Path) -> None:
 def nearby_text(path: Path, count: int = 5) -> tuple[str, ...]:
     """Text files near a path, those with the most similar name first.
 
-    Looks into the nearest folder that exists and two levels below it; never for long.
+    Looks into the nearest folder that exists and two levels below it, or else into the one above;
+    never for long, nor into the root of the file system. Empty files and those of runs are no text.
     """
     folder = path if path.is_dir() else path.parent
     while not folder.is_dir():
@@ -294,15 +315,25 @@ def nearby_text(path: Path, count: int = 5) -> tuple[str, ...]:
 
 
 def _text_below(folder: Path) -> list[Path]:
+    if folder.resolve() == Path(folder.resolve().anchor):
+        return []
     found: list[Path] = []
+    runs: set[Path] = set()
     looked_at = 0
     for where, names, _ in _folders(folder, 3):
-        found += [
-            where / name
-            for name in sorted(names)
-            if name.lower().endswith(FILE_KINDS) and not (where / name).is_dir()
-        ]
+        if _RUN_MARK in names:
+            runs.add(where)
+        if runs.isdisjoint((where, *where.parents)):
+            found += [where / name for name in sorted(names) if _may_be_meant(where / name)]
         looked_at += len(names)
         if looked_at > _MAX_LOOKED_AT:
             break
     return found
+
+
+def _may_be_meant(path: Path) -> bool:
+    """Whether a file is worth being suggested: one with text in it."""
+    try:
+        return path.is_file() and path.stat().st_size > 0 and _is_text(path, FILE_KINDS)
+    except (OSError, PippinError):
+        return False

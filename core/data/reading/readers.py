@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 from core.data.preparing.split import Split
 from core.data.reading.bad_lines import (
     Tally,
-    looks_like_utf16,
+    in_other_unicode,
     not_utf8,
+    other_unicode,
     parse_record,
     too_long,
-    utf16_without_mark,
 )
 from core.data.reading.byte_streams import DamagedError, Meter, missing_package, opened
 from core.data.reading.json_arrays import (
@@ -120,6 +120,8 @@ def _texts(job: _Job) -> Iterator[Record]:
     number, offset, line, rest = 0, 0, 1, b""
     with opened(job.path, job.meter) as stream:
         while block := rest + stream.read(PART_BYTES - len(rest)):
+            if offset == 0 and _is_other_unicode(job, block):
+                return
             end = _cut(block) if len(block) == PART_BYTES else len(block)
             block, rest = block[:end], block[end:]
             number += 1
@@ -129,6 +131,14 @@ def _texts(job: _Job) -> Iterator[Record]:
             yield job.record({"text": text}, line if offset else None)
             offset += len(block)
             line += block.count(b"\n")
+
+
+def _is_other_unicode(job: _Job, head: bytes) -> bool:
+    """Whether a file is in UTF-16 or UTF-32 by its beginning; then it is rejected."""
+    coding = other_unicode(head)
+    if coding:
+        job.reject(1, in_other_unicode(job.path, coding))
+    return bool(coding)
 
 
 def _cut(block: bytes) -> int:
@@ -146,9 +156,6 @@ def _cut(block: bytes) -> int:
 
 
 def _decoded(job: _Job, block: bytes, line: int, offset: int) -> str:
-    if offset == 0 and (coding := utf16_without_mark(block)):
-        job.reject(line, looks_like_utf16(job.path, coding))
-        return ""
     block, offset = _without_mark(job, block, offset)
     try:
         return block.decode("utf-8")
@@ -175,11 +182,16 @@ def _without_mark(job: _Job, block: bytes, offset: int) -> tuple[bytes, int]:
 
 
 def _lines(job: _Job, stream: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """Number, place and bytes of each line; those longer than a part are rejected."""
+    """Number, place and bytes of each line; those longer than a part are rejected.
+
+    Of a file in UTF-16 or UTF-32, which is rejected, there are none.
+    """
     number, offset = 0, 0
     # By bytes, not by str.splitlines: that would cut a record at U+2028.
     while raw := stream.readline(PART_BYTES + 1):
         number += 1
+        if offset == 0 and _is_other_unicode(job, raw):
+            return
         size = len(raw)
         if size <= PART_BYTES:
             place = offset

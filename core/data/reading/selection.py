@@ -139,9 +139,19 @@ def _field_remedy(record: Mapping[str, Any], texts: list[str], where: str) -> st
     path = re.sub(r":\d+\Z", "", where)
     if path.startswith("hf:"):
         path = re.sub(r" \S+, record [\d,]+\Z", "", where)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).name.split(".")[0]).strip("-") or "chats"
-    given = shlex.quote(path)
-    return f"python tools/prepare_data.py {given} --tokenizer auto --out shards/{name}"
+    return prepare_command(path)
+
+
+def prepare_command(given: str, flags: str = "") -> str:
+    """The command that makes shards of an input.
+
+    Args:
+        given: The input.
+        flags: More of them, each followed by a space.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(given).name.split(".")[0]).strip("-") or "chats"
+    command = f"python tools/prepare_data.py {shlex.quote(given)} {flags}"
+    return f"{command}--tokenizer auto --out shards/{name}"
 
 
 def sound(records: Iterable[Record], tally: Tally) -> Iterator[Record]:

@@ -362,6 +362,9 @@ def _skipped(found: Sequence[Found], num_files: int) -> tuple[str, ...]:
             one.skipped_hidden for one in found
         ),
         "files of kinds that are not read left out": sum(one.skipped_others for one in found),
-        "files given more than once, read once": sum(len(one.files) for one in found) - num_files,
+        "files given more than once, read once": sum(
+            len(one.files) + one.skipped_copies for one in found
+        )
+        - num_files,
     }
     return tuple(f"{count:,} {what}" for what, count in counts.items() if count)

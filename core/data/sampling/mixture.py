@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.config.schema import RunConfig
 from core.data.preparing.split import Split
-from core.data.sampling.loader import EvalBatches
 from core.data.sampling.parts import TrainParts
 from core.data.sampling.windows import make_windows
 from core.data.shards.manifest import Manifest, load_manifest, open_shards
 from core.data.shards.stream import TokenStream
 from core.errors import PippinError
 
-__all__ = ["Mixture", "MixtureItem", "mixture_eval", "open_mixture", "parse_mixture"]
+__all__ = ["Mixture", "MixtureItem", "open_mixture", "parse_mixture"]
 
 
 @dataclass(frozen=True)
@@ -196,17 +194,6 @@ def open_mixture(items: Sequence[MixtureItem], shards_dir: Path | None = None) -
     for folder, manifest in zip(folders[1:], manifests[1:]):
         _check_alike(folders[0], manifests[0], folder, manifest)
     return Mixture(tuple(items), folders, manifests)
-
-
-def mixture_eval(mixture: Mixture, config: RunConfig) -> EvalBatches:
-    """Validation over a mixture: `train.eval_tokens` shared by weight, one text after the other."""
-    data = config.data
-    return EvalBatches(
-        mixture.eval_parts(data.sampling, data.seq_len, config.train.seed),
-        batch_size=config.train.micro_batch_size,
-        max_tokens=config.train.eval_tokens,
-        vocab_size=config.model.vocab_size,
-    )
 
 
 def _tokens(manifest: Manifest, split: Split) -> int:

@@ -25,6 +25,7 @@ from core.paths import is_safe_name
 __all__ = [
     "FORMAT",
     "MANIFEST",
+    "UPDATE",
     "VERIFIED",
     "VERSION",
     "Content",
@@ -39,12 +40,15 @@ __all__ = [
     "is_current",
     "load_manifest",
     "open_shards",
+    "other_tokenizer",
 ]
 
 FORMAT: Literal["pippin-shards"] = "pippin-shards"
 VERSION = 2
 MANIFEST = "manifest.json"
 VERIFIED = ".verified.json"
+# What helps with shards of a newer version, which may be a week's work.
+UPDATE = "update Pippin (git pull), then run the same command"
 
 Content = Literal["text", "chat", "preference"]
 
@@ -290,15 +294,26 @@ def _read_offsets(folder: Path, info: FileInfo) -> NDArray[np.int64]:
 
 def check_tokenizer(manifest: Manifest, folder: Path, fingerprint: str | None) -> None:
     """Raise P301 where the shards were made with another tokenizer."""
+    if fingerprint is not None and fingerprint != manifest.tokenizer.fingerprint:
+        raise other_tokenizer(manifest, folder, f"sha {fingerprint[:8]}")
+
+
+def other_tokenizer(manifest: Manifest, folder: Path, given: str) -> PippinError:
+    """P301: the shards were made with another tokenizer.
+
+    Args:
+        manifest: Of the shards.
+        folder: Of the shards.
+        given: The other one in words.
+    """
     made_with = manifest.tokenizer
-    if fingerprint is not None and fingerprint != made_with.fingerprint:
-        raise PippinError(
-            "P301",
-            f"the shards in {folder} were made with another tokenizer",
-            found=f"shards: sha {made_with.fingerprint[:8]} ({made_with.kind}, "
-            f"{made_with.vocab_size:,} ids)\ngiven:  sha {fingerprint[:8]}",
-            remedy="train without data.tokenizer, or let the shards be made again",
-        )
+    return PippinError(
+        "P301",
+        f"the shards in {folder} were made with another tokenizer",
+        found=f"shards: sha {made_with.fingerprint[:8]} ({made_with.kind}, "
+        f"{made_with.vocab_size:,} ids)\ngiven:  {given}",
+        remedy="train without data.tokenizer, or let the shards be made again",
+    )
 
 
 def _check_files(folder: Path, files: Sequence[FileInfo], *, verify: bool) -> None:
@@ -368,14 +383,20 @@ def _first_line(error: Exception) -> str:
 
 
 def _other_version(folder: Path, found: object) -> PippinError:
-    newer = isinstance(found, int) and found > VERSION
+    newer = is_newer(found)
     return PippinError(
         "P203",
         f"the shards in {folder} cannot be read",
-        found=f"it was written by {'a newer' if newer else 'an older'} version of Pippin: "
+        found=f"they were written by {'a newer' if newer else 'an older'} version of Pippin: "
         f"shards of version {found}, needed {VERSION}",
-        remedy=f"rm -r '{folder}'   (then make it again)",
+        remedy=UPDATE if newer else _make_again(folder),
+        kept="Nothing was changed." if newer else "",
     )
+
+
+def is_newer(version: object) -> bool:
+    """Whether shards of a version are of a Pippin that is yet to come."""
+    return type(version) is int and version > VERSION
 
 
 def _damaged(folder: Path, found: str) -> PippinError:
@@ -383,5 +404,9 @@ def _damaged(folder: Path, found: str) -> PippinError:
         "P203",
         f"the shards in {folder} are damaged",
         found=found,
-        remedy=f"rm -r '{folder}'   (then make it again)",
+        remedy=_make_again(folder),
     )
+
+
+def _make_again(folder: Path) -> str:
+    return f"rm -r {shlex.quote(str(folder))}   (then make it again)"

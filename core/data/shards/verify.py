@@ -10,6 +10,7 @@ from core.data.shards.manifest import (
     load_manifest,
     manifest_files,
 )
+from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from core.errors import PippinError
 
 
@@ -46,6 +47,16 @@ def check_tokenizer_file(folder: Path, manifest: Manifest) -> None:
         PippinError: P203 where it is missing or another one.
     """
     _refuse(folder, [_tokenizer_problem(folder, manifest, hashes=True)])
+
+
+def own_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+    """The tokenizer of shards, from their folder.
+
+    Raises:
+        PippinError: P203 where its file is missing or another one.
+    """
+    check_tokenizer_file(folder, manifest)
+    return load_tokenizer(folder / manifest.tokenizer.file)
 
 
 def _refuse(folder: Path, problems: list[str]) -> None:

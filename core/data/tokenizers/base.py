@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.checkpoint.atomic import atomic_file
+from core.cores import usable_cores
 from core.errors import PippinError
 
 # Kinds that Pippin makes; "byte_bpe" is imported only.
@@ -32,6 +33,8 @@ class Tokenizer(Protocol):
         eos_id: Id that follows a document.
         control_ids: Id of each symbol that text can never become; "</s>" is `eos_id`.
         fingerprint: sha256 of the saved file, in hex.
+        changes: What was switched off in a file of another origin so that text comes back as it was,
+            in words; the saved file has it off already.
     """
 
     kind: str
@@ -40,6 +43,7 @@ class Tokenizer(Protocol):
     eos_id: int
     control_ids: Mapping[str, int]
     fingerprint: str
+    changes: tuple[str, ...]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; never a control id."""
@@ -98,6 +102,7 @@ class BaseTokenizer(ABC):
         self.eos_id = self.control_ids["</s>"]
         self.bos_id = self.eos_id
         self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.changes: tuple[str, ...] = ()
 
     @property
     def content(self) -> bytes:
@@ -285,4 +290,4 @@ def bad_tokenizer(what: str, found: str = "", choices: Sequence[str] = ()) -> Pi
 
 def num_threads() -> int:
     """Threads for training."""
-    return min(8, os.cpu_count() or 1)
+    return min(8, usable_cores())

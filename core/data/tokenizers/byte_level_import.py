@@ -95,6 +95,18 @@ def from_tokenizer_json(data: Mapping[str, Any], name: str, folder: Path | None)
     )
 
 
+def switched_off(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a `tokenizer.json` that was read does to text and is not taken over, in words."""
+    normalizer = data.get("normalizer")
+    steps = cutting_steps(data.get("pre_tokenizer"))
+    found = []
+    if isinstance(normalizer, dict):
+        found.append(f"normalizer {normalizer.get('type')} off")
+    if any(s["type"] == "ByteLevel" and s.get("add_prefix_space", True) for s in steps):
+        found.append("add_prefix_space off")
+    return tuple(found)
+
+
 def from_word_files(path: Path) -> ByteLevelSpec:
     """Read GPT-2's `vocab.bpe` and `encoder.json`, also under the names `merges.txt`, `vocab.json`.
 

@@ -29,6 +29,7 @@ from core.data.tokenizers.base import (
     joined,
     utf8,
 )
+from core.data.tokenizers.sentencepiece_file import BPE, UNIGRAM, WORD, keeping_text, model_type
 from core.data.tokenizers.unit_cache import (
     END,
     Choice,
@@ -59,7 +60,19 @@ _WORDS = re.compile(
 )
 _HALF_UNIT = re.compile(f"[^ \n{_META}]{{{_PART_CHARS // 2}}}")
 _BY_UNITS, _BY_WORDS = 0, 1
-_UNIGRAM, _BPE = 1, 2
+# Text that models lose: spaces, white space, rare and composed characters, symbols, odd code points.
+_PROBES = (
+    "a  b ",
+    " a",
+    "   ",
+    "\t\n\r\n\n x\n",
+    "0\u00e9\u6f22\U0001f600 1\u00bd \ufb01\uff21 e\u0301 \u2167",
+    "<|end|></s><s><unk><0x41>",
+    _META,
+    f"a{_META}{_META} b",
+    "\u2585 \u2047 \ufeff\u200b\u00a0\u3000\u2028",
+    "".join(map(chr, range(0x180))),
+)
 
 
 class SentencePieceTokenizer(BaseTokenizer):
@@ -68,37 +81,55 @@ class SentencePieceTokenizer(BaseTokenizer):
     def __init__(self, content: bytes) -> None:
         """Read a model.
 
+        What the model does to text before it looks for pieces is switched off (`changes`): a space in
+        front, spaces left out, characters replaced. Its pieces and their ids stay.
+
         Args:
             content: The bytes of a `.model` file.
 
         Raises:
             PippinError: P301 for bytes that are no model, or for a model that loses characters.
         """
-        if not content:
-            raise bad_tokenizer("the file of the tokenizer is empty")
-        spm = import_sentencepiece()
-        try:
-            self._sp = spm.SentencePieceProcessor(model_proto=content)
-        except RuntimeError as error:
-            why = reason_of(error)
-            what = "the file is not a sentencepiece model"
-            raise bad_tokenizer(f"{what}: {why}" if why else what) from error
-        if self._sp.eos_id() < 0:
-            raise bad_tokenizer("the model has no end-of-document piece `</s>`")
+        self._sp = _processor(content)
+        content, switched_off = keeping_text(content)
+        if switched_off:
+            self._sp = _processor(content)
+        trained_as = model_type(content)
+        self._check_usable(trained_as)
         pieces, controls = self._table()
         controls["</s>"] = int(self._sp.eos_id())
         super().__init__(content, PIECE_FILE, pieces, controls)
-        trained_as = _model_type(content)
-        self.kind = "unigram" if trained_as == _UNIGRAM else "bpe"
+        self.changes = tuple(f"{name} off" for name in switched_off)
+        self.kind = "unigram" if trained_as == UNIGRAM else "bpe"
         self._meta_ids = self._byte_ids(_META)
-        self.in_units = trained_as in (_UNIGRAM, _BPE) and self._units_are_independent(content)
+        self.in_units = trained_as in (UNIGRAM, BPE) and self._units_are_independent()
         self._newline = next(iter(self._sp.encode("\n")), -1)
         # Not those of unigram: which of two equal scores is larger may depend on what was added before.
-        self.in_words = self.in_units and trained_as == _BPE and self._words_are_independent()
+        self.in_words = self.in_units and trained_as == BPE and self._words_are_independent()
         self._words = UnitCache(self._encode_words)
         self._choice = Choice(2)
         self._cache = UnitCache(self._encode_units)
         self._check_lossless()
+
+    def _check_usable(self, trained_as: int) -> None:
+        if self._sp.eos_id() < 0:
+            raise bad_tokenizer("the model has no end-of-document piece `</s>`")
+        if not any(self._sp.is_byte(i) for i in range(self._sp.vocab_size())):
+            raise bad_tokenizer(
+                "the model is not lossless: it has no pieces for single bytes",
+                found="a character without a piece of its own, as the newline, would be lost "
+                "(trained without byte_fallback)",
+            )
+        if trained_as == WORD:
+            raise bad_tokenizer(
+                "the model is not lossless: its pieces are whole words",
+                found="the space before a word that it does not know would become U+2581",
+            )
+        if self._sp.id_to_piece(self._sp.piece_to_id(_META)) != _META:
+            raise bad_tokenizer(
+                "the model is not lossless: it has no piece for a single space",
+                found="in bytes, a space is spelled as U+2581",
+            )
 
     def _table(self) -> tuple[list[bytes], dict[str, int]]:
         sp, pieces, controls = self._sp, [], {}
@@ -117,10 +148,8 @@ class SentencePieceTokenizer(BaseTokenizer):
         ids = [self._sp.piece_to_id(f"<0x{byte:02X}>") for byte in text.encode()]
         return np.array(ids, dtype=np.uint32)
 
-    def _units_are_independent(self, content: bytes) -> bool:
-        """Whether no piece lies across two units and nothing is changed before pieces are found."""
-        if not _text_is_kept(content):
-            return False
+    def _units_are_independent(self) -> bool:
+        """Whether no piece lies across two units."""
         return not any(
             ("\n" in piece and piece != "\n") or _META in piece.lstrip(_META) or " " in piece
             for piece in self._text_pieces()
@@ -138,10 +167,13 @@ class SentencePieceTokenizer(BaseTokenizer):
                 yield sp.id_to_piece(i)
 
     def _check_lossless(self) -> None:
-        for text in ("a  b ", " a", "\t\n\r\n", "0\u00e9\u6f22\U0001f600", "<|end|></s>", _META):
-            back = self.decode(self.encode(text))
-            if back != text:
-                raise bad_tokenizer(f"the model is not lossless: {text!r} comes back as {back!r}")
+        """Encode texts in every way that is used, and compare what comes back."""
+        for text in _PROBES:
+            for ids in (self.encode(text), self._encode_plain(text)):
+                back = self.decode(ids)
+                if back != text:
+                    what = f"the model is not lossless: {text[:20]!r} comes back as {back[:20]!r}"
+                    raise bad_tokenizer(what)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of several texts, each uint32 `[n]`.
@@ -279,58 +311,15 @@ def _last_unit_end(text: str, start: int, end: int) -> int:
     return max(place, start)
 
 
-def _model_type(content: bytes) -> int:
-    """How a model was trained, as its file says; sentencepiece does not tell."""
-    for trainer in _fields(content, 2):
-        if isinstance(trainer, bytes):
-            return next((v for v in _fields(trainer, 3) if isinstance(v, int)), _UNIGRAM)
-    return _UNIGRAM
-
-
-def _text_is_kept(content: bytes) -> bool:
-    """Whether a model's normalizer changes nothing."""
-    for normalizer in _fields(content, 3):
-        if isinstance(normalizer, bytes):
-            charsmap = any(_fields(normalizer, 2))
-            flags = [list(_fields(normalizer, number)) for number in (3, 4)]
-            return not charsmap and all(values and values[-1] == 0 for values in flags)
-    return False
-
-
-def _fields(message: bytes, number: int) -> Iterator[int | bytes]:
-    """The values of one field of a protobuf message.
-
-    Only the encoding of https://protobuf.dev/programming-guides/encoding is needed, not the package.
-    """
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        wire = key & 7
-        value: int | bytes | None = None
-        if wire == 0:
-            value, at = _varint(message, at)
-        elif wire == 2:
-            size, at = _varint(message, at)
-            value = message[at : at + size]
-            at += size
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        else:
-            return
-        if key >> 3 == number and value is not None:
-            yield value
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(message):
-        byte = message[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            break
-        shift += 7
-    return value, at
+def _processor(content: bytes) -> Any:
+    if not content:
+        raise bad_tokenizer("the file of the tokenizer is empty")
+    try:
+        return import_sentencepiece().SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        why = reason_of(error)
+        what = "the file is not a sentencepiece model"
+        raise bad_tokenizer(f"{what}: {why}" if why else what) from error
 
 
 def reason_of(error: Exception) -> str:

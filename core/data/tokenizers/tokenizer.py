@@ -38,6 +38,7 @@ from core.data.tokenizers.byte_level_import import (
     from_rank_file,
     from_tokenizer_json,
     from_word_files,
+    switched_off,
 )
 from core.data.tokenizers.sentencepiece_tokenizer import (
     NUM_FIXED_PIECES,
@@ -170,17 +171,20 @@ def tokenizer_from_bytes(content: bytes, path: Path | None = None) -> Tokenizer:
     Raises:
         PippinError: P301 where it cannot be used.
     """
-    if not content.lstrip().startswith(b"{"):
+    is_json = content.lstrip().startswith(b"{") or (path is not None and path.suffix == ".json")
+    if not is_json:
         return SentencePieceTokenizer(content)
     name = "the tokenizer" if path is None else str(path)
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise bad_tokenizer(f"{name} is not readable: {error}") from error
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise bad_tokenizer(f"{name} is not readable: {why}") from error
     if isinstance(data, dict) and isinstance(data.get("model"), dict) and "format" not in data:
-        return ByteBpeTokenizer(
-            from_tokenizer_json(data, name, None if path is None else path.parent)
-        )
+        spec = from_tokenizer_json(data, name, None if path is None else path.parent)
+        made = ByteBpeTokenizer(spec)
+        made.changes = switched_off(data)
+        return made
     tokenizer = _own(data, name)
     if tokenizer.fingerprint != hashlib.sha256(content).hexdigest():
         raise bad_tokenizer(f"{name} was changed after it was written")

@@ -99,7 +99,11 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         options = own_names(parse_args(args)[0])
         console = Console(
-            quiet=options.quiet, as_json=options.json, every_row=options.log == "every"
+            # The table alone is on stdout, so that it can be kept.
+            stream=sys.stderr if options.print_config else None,
+            quiet=options.quiet,
+            as_json=options.json,
+            every_row=options.log == "every",
         )
         if not options.print_config:
             console.banner(__version__)

@@ -38,7 +38,13 @@ from core.training.options import Backends, Options
 from core.training.own_tokenizer import check_own_tokenizer
 from core.training.recovery import smaller
 from core.training.runfolder import RunFolder, next_free_name, refuse_existing
-from core.training.textdata import TextData, readable, refuse_full_disk, text_data
+from core.training.textdata import (
+    TextData,
+    readable,
+    refuse_full_disk,
+    tell_many_stories,
+    text_data,
+)
 from core.training.vocabulary import check_vocabulary
 
 PROBE_SECONDS = 2.0
@@ -220,6 +226,8 @@ class Session:
         tokenizer = self._tokenizer_source(draft, start)
         if values["data.input_file"] is None and not self.options.force:
             refuse_full_disk(draft, tokenizer)
+        if values["data.input_file"] is None:
+            tell_many_stories(draft, tokenizer, self.console.fact)
         try:
             with self.console.phase("data", "preparing the text"):
                 prepared = prepare(

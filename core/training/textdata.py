@@ -1,7 +1,7 @@
 """The prepared text as a run sees it: name, prompts, floor and exam."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from core.training.disk import free_bytes
 
 # An id of two bytes; more only for vocabularies above 65,536.
 ID_BYTES = 2
+# From here on writing stories takes minutes, and a word beforehand is due.
+MANY_STORIES_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,20 @@ def refuse_full_disk(draft: Draft, tokenizer: str) -> None:
         remedy=remedy,
         kept="nothing was written.",
     )
+
+
+def tell_many_stories(draft: Draft, tokenizer: str, tell: Callable[[str, str], None]) -> None:
+    """Say beforehand how many stories are written, where they take a while and are not there yet.
+
+    Args:
+        draft: Its `data.corpus_bytes` is resolved.
+        tokenizer: As `prepare` gets it.
+        tell: Told a name and what there is to know.
+    """
+    size = int(draft.values["data.corpus_bytes"])
+    if size >= MANY_STORIES_BYTES and not _is_prepared(draft.values, size, tokenizer):
+        disk = fmt.gigabytes(corpus_disk_bytes(size, tokenizer))
+        tell("data", f"writing {fmt.gigabytes(size)} of stories first, once ({disk} of disk)")
 
 
 def _is_prepared(values: Mapping[str, Any], size: int, tokenizer: str) -> bool:

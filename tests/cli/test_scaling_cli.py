@@ -232,3 +232,12 @@ def test_a_backend_that_is_asked_for_needs_no_memory(mac, here):
 def test_the_tiny_runs_of_other_tests_are_not_touched(here, capsys):
     found = printed(capsys, here, *TINY, "train.total_steps=6")
     assert found["config"]["model"]["d_model"] == 16
+
+
+def test_many_stories_are_told_before_they_are_written(here, monkeypatch, capsys):
+    monkeypatch.setattr("core.training.textdata.MANY_STORIES_BYTES", 100_000)
+    args = ("--backend", "cpu", "--minutes", "0.01", "--dry-run", "data.corpus_bytes=100000", *TINY)
+    assert train_here(*args) == 0
+    assert "writing 0.1 MB of stories first, once" in capsys.readouterr().out
+    assert train_here(*args) == 0
+    assert "of stories first" not in capsys.readouterr().out

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from core.config.schema import key_names
 from core.training.console import Console
 from core.training.loop import Loop
 from tests.cli.runs import (
@@ -87,6 +88,7 @@ def test_print_config_and_dry_run_train_nothing(here, capsys):
     assert train_here("--input_file", text, "--backend", "cpu", "--print-config", *TINY) == 0
     out = capsys.readouterr().out
     assert "model.d_model" in out and "flag" in out and "preset" in out and "auto" in out
+    assert [line.split()[0] for line in out.splitlines()] == list(key_names())  # and nothing else
     assert train_here("--input_file", text, "--backend", "cpu", "--dry-run", *TINY) == 0
     assert "will take" in capsys.readouterr().out
     assert not (here / "checkpoints").exists()

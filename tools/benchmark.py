@@ -40,6 +40,7 @@ from rich.console import Console
 
 import backends
 from core.cli import Parser, guarded, make_parser
+from core.cores import usable_cores
 from core.errors import PippinError
 from core.params import num_parameters, param_specs
 from tools.benchmarks import compare, data, memory_command, saving, training
@@ -83,7 +84,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     data.add_argument("--input", type=Path, metavar="FILE", help="a text file (stories)")
     data.add_argument("--megabytes", type=int, default=200, metavar="N", help="of it (200)")
     data.add_argument("--vocab-size", type=int, default=32_000, metavar="N", help="(32000)")
-    data.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
+    data.add_argument("--workers", type=int, default=usable_cores(), metavar="N")
     _add_profile_and_compare(commands)
     memory_command.add_arguments(commands, tuple(backends.MODULES))
     for sub in commands.choices.values():

@@ -62,7 +62,8 @@ def resolve_experiment(
     """
     built_in = BUILT_IN if config is None else {}
     typed = dict.fromkeys(built_in, "the built-in experiment")
-    draft = load(config=config, overrides=overrides, flags=built_in, typed=typed)
+    command = "python tools/parity.py --config"
+    draft = load(config=config, overrides=overrides, flags=built_in, typed=typed, command=command)
     notes = []
     for key, value in FORCED.items():
         if draft.is_auto(key) or draft.values[key] == value:

@@ -92,7 +92,7 @@ def _print(found: dict[str, Any], args: argparse.Namespace) -> None:
 
 def _needs(name: str, tokens: int | None, shard_tokens: int) -> dict[str, Any]:
     """Tokens that a run reads, where its configuration says so."""
-    values = load(config=name).values
+    values = load(config=name, command="python tools/prepare_data.py plan --for").values
     keys = ("train.total_steps", "train.micro_batch_size", "train.grad_accum_steps", "data.seq_len")
     numbers = [values.get(key) for key in keys]
     known = [number for number in numbers if isinstance(number, int)]

@@ -20,6 +20,7 @@ from core.data.preparing.prepare import ready_folder
 from core.data.reading.sources import open_source
 from core.data.sampling.mixture import open_mixture, parse_mixture
 from core.data.shards.manifest import load_manifest
+from core.data.shards.verify import own_tokenizer
 from core.data.tokenizers.tokenizer import KINDS, load_tokenizer
 from core.errors import PippinError
 from core.machine.autoconfig import (
@@ -175,7 +176,7 @@ def tokenizer(draft: Draft) -> Check:
     try:
         if ready is not None:
             manifest = load_manifest(ready)
-            made = load_tokenizer(ready / manifest.tokenizer.file)
+            made = own_tokenizer(ready, manifest)
         elif value in ("auto", *KINDS):
             size = "of its own size" if wanted is None else f"of {wanted:,} pieces at most"
             kind = "one" if value == "auto" else f"a {value} tokenizer"

@@ -6,7 +6,6 @@ measured or is not finite is absent, never 0. It is the only interface to views.
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from core.backend import Lazy, MemoryStats
-from core.durable import flush_to_disk
+from core.durable import flush_to_disk, replace_file
 from core.errors import PippinError
 from core.inference.evaluate import Evaluation
 from core.training.disk import writing
@@ -99,14 +98,9 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     Raises:
         PippinError: P312 if the disk refuses.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     with writing(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, text.encode())
 
 
 class RunLog:
@@ -230,7 +224,5 @@ def cut_after(path: Path, step: int) -> int:
             continue
     dropped = len([line for line in lines if line]) - len(kept)
     if dropped:
-        temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
-        temporary.replace(path)
+        replace_file(path, b"".join(line + b"\n" for line in kept))
     return dropped

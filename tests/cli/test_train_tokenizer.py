@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_what_was_there(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("core.checkpoint.atomic.flush_to_disk", full)
+    monkeypatch.setattr("core.durable.flush_to_disk", full)
     text.write_text("another text")
     code, _, errors = run_tool(capsys, *args, "--overwrite")
     assert code == 2 and errors.startswith("P312") and "No space left" in errors

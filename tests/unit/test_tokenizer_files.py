@@ -335,7 +335,7 @@ def test_a_full_disk_leaves_the_saved_tokenizer(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("core.checkpoint.atomic.flush_to_disk", full)
+    monkeypatch.setattr("core.durable.flush_to_disk", full)
     with pytest.raises(PippinError, match="No space left") as error:
         UNIGRAM.save(tmp_path)
     assert error.value.code == "P312"

@@ -1,7 +1,6 @@
 """What all kinds of tokenizers share: the protocol, the saved form, and cutting text."""
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from core.checkpoint.atomic import atomic_file
 from core.cores import usable_cores
+from core.durable import replace_file
 from core.errors import PippinError
 
 # Kinds that Pippin makes; "byte_bpe" is imported only.
@@ -173,12 +172,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         PippinError: P312 for a full disk or a folder that may not be written.
     """
     try:
-        with atomic_file(path) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as stream:
-            stream.write(content)
-    except PippinError as error:
+        replace_file(path, content)
+    except OSError as error:
         raise PippinError(
             "P312",
-            f"{path} cannot be written: {error.__cause__ or error.what}",
+            f"{path} cannot be written: {error.strerror or error}.",
             remedy="a folder that may be written, on a disk with room",
             kept="No file was left half written.",
         ) from error

@@ -7,20 +7,16 @@
     model_config = configurator.get_model_config()  # the architecture
 
 No framework is imported and nothing is written. With `backends` (what `auto_config.py` of the project's
-root hands in) the speed is measured on the backend, as train.py does; without, it is estimated from a
-short matrix product or the chip's published rate, and said to be. The text is not read: the vocabulary
+root hands in) the speed is measured on the backend, as train.py does; without, it is estimated as
+`core.machine.rate` does, and said to be. The text is not read: the vocabulary
 and the number of tokens are those that stories would have, so train.py may still differ in these.
 """
 
-import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import IO, Any, Protocol
-
-import numpy as np
 
 from core.backend import MLX_LINUX_BUILDS, Availability, CreateBackend
 from core.checkpoint import initial_checkpoint
@@ -39,23 +35,13 @@ from core.machine.detect import device_facts, machine_facts
 from core.machine.facts import MachineFacts
 from core.machine.memory import predict_training_memory
 from core.machine.probe import Probe
-from core.machine.rate import peak_rate, slow_speed
+from core.machine.rate import sizing_rate, slow_speed, speed_at
 from core.machine.scaling import STORY_BYTES_PER_TOKEN, Tier
-from core.machine.speed import flops_per_token, measure_tokens_per_s
+from core.machine.speed import measure_tokens_per_s
 from core.machine.timebudget import apply_time_budget, parse_minutes
 from core.params import num_parameters, param_specs
 
 PROBE_SECONDS = 2.0
-# Share that a whole step reaches of the products' rate. CPU: a quiet step of 128 x 4 made 85 GFLOP/s on
-# two cores of 66 each (docs/LOG.md). GPU: the lower end of what is published (MLX 0.34-0.58).
-CPU_SHARE, GPU_SHARE = 0.65, 0.35
-# More cores than this do not speed up steps of small models.
-MOST_CORES = 16
-# A GPU that is in no table: the slowest of its kind, an M1's or a T4's.
-UNKNOWN_GPU_FLOPS = {"mlx": 2.6e12, "mps": 2.6e12, "cuda": 4e12}
-# So small that BLAS takes one thread (OpenBLAS: m n k up to 2^18): threads that wait for each other
-# measure other programs, not this machine. The best of many.
-_MATRIX, _PRODUCTS, _PROBE_S = 64, 10, 0.2
 
 
 class Backends(Protocol):
@@ -238,63 +224,18 @@ def installed(facts: MachineFacts) -> dict[str, Availability]:
     return found
 
 
-def estimate_flops(
-    device: DeviceFacts,
-    facts: MachineFacts,
-    precision: str = "float32",
-    *,
-    tf32: bool = False,
-    clock: Callable[[], float] = time.perf_counter,
-) -> tuple[float, str]:
-    """FLOP/s of a training step, and where the figure comes from.
-
-    Args:
-        device: The device of the run.
-        facts: The machine.
-        precision: The configuration's `train.precision`; a processor's figure is of float32.
-        tf32: Its `train.tf32`.
-        clock: Monotonic seconds.
-    """
-    if not device.is_gpu:
-        cores = min(facts.cpu.physical_cores or 1, facts.cpu.usable_cores or 1, MOST_CORES)
-        return CPU_SHARE * cores * _core_flops(clock), "estimated from a matrix product"
-    cards = () if facts.nvidia is None else facts.nvidia.gpus
-    name = cards[0].name if cards else facts.cpu.name
-    peak = peak_rate(device, name, precision, tf32=tf32)
-    if peak is not None:
-        return GPU_SHARE * peak, f"estimated from the published rate of {name}"
-    slowest = UNKNOWN_GPU_FLOPS[device.backend]
-    return GPU_SHARE * slowest, "estimated from the slowest GPU of its kind"
-
-
-def _core_flops(clock: Callable[[], float]) -> float:
-    """FLOP/s of one core: the best of some rows of products of square float32 matrices."""
-    a = np.ones((_MATRIX, _MATRIX), np.float32)
-    out = np.empty_like(a)
-    best, start, rounds = math.inf, clock(), 0
-    while rounds < 3 or clock() - start < _PROBE_S:
-        begin = clock()
-        for _ in range(_PRODUCTS):
-            np.matmul(a, a, out=out)
-        best, rounds = min(best, clock() - begin), rounds + 1
-    return float(_PRODUCTS * 2.0 * _MATRIX**3 / max(best, 1e-9))
-
-
 def _speed(
     backends: Backends | None, device: DeviceFacts, facts: MachineFacts
 ) -> tuple[Callable[[RunConfig], float], str]:
     if backends is not None:
         create = backends.load(device.backend)
         return lambda config: _measure(create, config), "measured"
-    known, how = estimate_flops(device, facts)
 
     def estimate(config: RunConfig) -> float:
-        flops, t = known, config.train
-        if device.is_gpu:
-            flops, _ = estimate_flops(device, facts, t.precision, tf32=t.tf32)
-        return flops / flops_per_token(config.model, param_specs(config.model), config.data.seq_len)
+        rate = sizing_rate(device, facts, config.train.precision, tf32=config.train.tf32)
+        return speed_at(config, rate, config.data.seq_len) or 0.0
 
-    return estimate, how
+    return estimate, sizing_rate(device, facts, "float32").how
 
 
 def _measure(create: CreateBackend, config: RunConfig) -> float:

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.config.draft import AUTO, Draft, Source
+from core.config.rates import FOLLOWERS
+from core.config.schema import ModelConfig
 from core.errors import PippinError
 
 MAX_DEPTH = 128
@@ -38,7 +40,6 @@ BATCH_EXPONENT, HORIZON_EXPONENT = 0.383, -0.32
 SHAPE = ("model.d_model", "model.n_layers", "model.n_heads")
 # What belongs to the size that a file states and must follow the new one.
 DERIVED_SHAPE = ("model.n_kv_heads", "model.head_dim", "model.d_ff")
-RATES = ("train.lr_matrix", "train.lr_embed", "train.lr_head", "train.lr_vector", "train.min_lr")
 LENGTH = ("train.total_steps", "train.warmup_steps")
 BATCH = ("train.micro_batch_size",)
 
@@ -108,7 +109,7 @@ def apply_depth(draft: Draft, depth: int) -> Dial:
                 )
             continue
         draft.set(name, value, Source("flag", dial.flag, f"{dial.flag}: {reasons[name]}"))
-    given_way = [n for n in (*DERIVED_SHAPE, *RATES, *LENGTH, *BATCH) if is_stated(draft, n)]
+    given_way = [n for n in (*DERIVED_SHAPE, *FOLLOWERS, *LENGTH, *BATCH) if is_stated(draft, n)]
     for name in given_way:
         draft.set(name, AUTO, Source("default"))
     if is_stated(draft, "train.lr"):
@@ -117,6 +118,34 @@ def apply_depth(draft: Draft, depth: int) -> Dial:
     if given_way:
         notes.append(f"{dial.flag} sets these anew, whatever the file says: {', '.join(given_way)}")
     return Dial(depth, tuple(notes))
+
+
+def dialled_shape(model: ModelConfig, depth: int, other: int) -> dict[str, int | bool]:
+    """What another depth changes of the shape that `--depth` gave; what differs from it was given.
+
+    Args:
+        model: The architecture at `depth`.
+        depth: That it was dialled with.
+        other: The other depth.
+    """
+    changes: dict[str, int | bool] = {}
+    if model.n_layers == depth:
+        changes["model.n_layers"] = other
+    if model.d_model != ASPECT * depth:
+        return changes
+    changes["model.d_model"] = ASPECT * other
+    if model.d_ff == hidden_width(model.mlp_multiple, model.d_model):
+        changes["model.d_ff"] = hidden_width(model.mlp_multiple, ASPECT * other)
+    if model.n_heads == depth:
+        changes["model.n_heads"] = other
+        if model.n_kv_heads == depth:
+            changes["model.n_kv_heads"] = other
+    return changes
+
+
+def hidden_width(multiple: float, width: int) -> int:
+    """The MLP's inner width: `multiple` of the stream's, by eights."""
+    return max(8 * round(multiple * width / 8), 8)
 
 
 def is_given(draft: Draft, name: str) -> bool:

@@ -38,10 +38,22 @@ LOSS_AHEAD = 5.5
 LOSS_CHUNKS, LOSS_CHUNKS_AHEAD = (0.0, 1.0, 2.0, 4.0), (0.0, 1.0, 1.7, 2.08)
 # Products of the size of the head's matrix beside its gradient, at most: measured likewise.
 HEAD_AHEAD = 2.5
-# In the backward pass of the last block: tensors of the stream's size, of the MLP's, and of the scores'.
-STREAM_AHEAD, MLP_AHEAD, SCORES_AHEAD = 13.2, 3.0, 2.1
-# More of them where a block is computed again just before: of the stream's size, and of the scores'.
-STREAM_RECOMPUTED, SCORES_RECOMPUTED = 11.0, 1.0
+# The last block's backward pass has two windows; whichever holds more is the peak. The numbers below are
+# counts of tensors, fitted by least squares to 100 steps: the grid's, and others that varied one width at a
+# time (head_dim 16 to 256, d_model 32 to 512, heads, d_ff up to 4 d_model, T, layers, dtype).
+# Around its MLP: of the stream's size, the MLP's, and the queries'.
+MLP_STREAM_AHEAD, MLP_AHEAD, MLP_QUERIES_AHEAD = 14.1, 2.2, 0.6
+# Around its attention: of the queries', the keys', the stream's, and the scores'.
+QUERIES_AHEAD, KEYS_AHEAD, STREAM_AHEAD, SCORES_AHEAD = 4.9, 11.2, 7.4, 2.46
+# With fewer heads of keys than of queries, more of the queries' size: gradients before they are summed.
+SHARED_AHEAD = 2.0
+# Without norms of queries and keys, fewer of both.
+NORM_AHEAD = 3.3
+# Where blocks are computed again, the host has begun the one before. Around the MLP all of it is there,
+# around attention what it has made up to its scores. With a third block, more of the stream's size, and
+# around the MLP of the MLP's.
+DEEP_STREAM_AHEAD, DEEP_MLP_AHEAD = 6.5, 2.2
+QUERIES_AGAIN, KEYS_AGAIN, STREAM_AGAIN = 5.7, 2.0, 4.0
 # Outputs of Newton-Schulz's operators in a window, 9 of which are one iteration.
 NS_AHEAD = 27
 # Temporaries of AdamW: first moment's two terms, second's and the step's, of which three outlive their
@@ -63,9 +75,9 @@ def kept_block(sizes: Sizes) -> float:
     values 3 k. The MLP: gate, its sigmoid, their product, up, and the product: 5 f. And the
     probabilities of all queries and keys, in the compute dtype.
     """
-    m, t = sizes.config.model, sizes.config.data.seq_len
+    m = sizes.config.model
     kept = 3 * sizes.stream + 7 * sizes.queries + 3 * sizes.keys + 5 * sizes.hidden
-    kept += sizes.width * sizes.tokens * m.n_heads * t
+    kept += scores(sizes)
     kept += 4 * sizes.tokens * (2 + m.n_heads + m.n_kv_heads)
     kept += sizes.kept_experts
     if not m.qk_norm:
@@ -124,19 +136,55 @@ def _micro_batch(led: Ledger, sizes: Sizes, specs: Sequence[ParamSpec]) -> None:
     led.spike(LOGITS, made * ahead * 4 * rows * m.vocab_size + matrices * embed, "logits")
     led.drop(LOGITS, embed)
     led.add(GRADIENTS, embed)
-    # Backward of the last block, while the forward pass of all is kept.
-    work = STREAM_AHEAD * sizes.wide + MLP_AHEAD * sizes.hidden
-    scores = sizes.width * sizes.tokens * m.n_heads * config.data.seq_len
-    work += SCORES_AHEAD * scores
-    if recompute:
-        led.add(ACTIVATIONS, kept, "a block computed again")
-        work += STREAM_RECOMPUTED * sizes.wide + SCORES_RECOMPUTED * scores
-        led.spike(WORKSPACE, work, "backward of the last block")
-        led.drop(ACTIVATIONS, kept)
-    else:
-        led.spike(WORKSPACE, work, "backward of the last block")
+    _blocks_backward(led, sizes, kept)
     led.drop(ACTIVATIONS, blocks + casts + ends)
     led.add(GRADIENTS, 4 * num_parameters(specs) - embed)
+
+
+def _blocks_backward(led: Ledger, sizes: Sizes, kept: float) -> None:
+    """The last block, while the forward pass of all is kept: its MLP, and then its attention.
+
+    Args:
+        led: What a block keeps is booked where it is not computed again.
+        sizes: Of the micro-batch.
+        kept: What a block keeps besides its input.
+    """
+    m = sizes.config.model
+    recompute = sizes.config.train.gradient_checkpointing
+    again = recompute and m.n_layers > 1  # The block before is computed again beside it.
+    if recompute:
+        led.add(ACTIVATIONS, kept, "a block computed again")
+    wide = 4 // sizes.width  # norms and rotations are in float32
+    # The stream's gradients are in the compute dtype, the norms' in float32.
+    work = MLP_STREAM_AHEAD * (sizes.wide + sizes.stream) / 2 + MLP_AHEAD * sizes.hidden
+    work += MLP_QUERIES_AHEAD * wide * sizes.queries
+    deep = DEEP_STREAM_AHEAD * sizes.stream if again and m.n_layers > 2 else 0.0
+    if deep:
+        work += deep + DEEP_MLP_AHEAD * sizes.hidden + sizes.kept_experts
+    led.spike(WORKSPACE, work + (kept if again else 0.0), "backward of the last block")
+    # The MLP's are gone: gate to product, the norm's output, and the stream before it. Not so where
+    # the window reaches over all of a model of one block.
+    done = 5 * sizes.hidden + 2 * sizes.stream + sizes.kept_experts if m.n_layers > 1 else 0
+    led.drop(ACTIVATIONS, done)
+    queries, keys = QUERIES_AHEAD, KEYS_AHEAD
+    if m.n_kv_heads < m.n_heads:
+        queries += SHARED_AHEAD
+    if not m.qk_norm:
+        queries, keys = queries - NORM_AHEAD, keys - NORM_AHEAD
+    work = wide * (queries * sizes.queries + keys * sizes.keys) + STREAM_AHEAD * sizes.wide
+    work += deep + SCORES_AHEAD * scores(sizes)
+    if again:  # its projections are in the compute dtype
+        heads = QUERIES_AGAIN * sizes.queries + KEYS_AGAIN * sizes.keys
+        work += (1 + wide) / 2 * heads + STREAM_AGAIN * sizes.stream
+        work += 5 * sizes.hidden + sizes.kept_experts
+    led.spike(WORKSPACE, work, "backward of the last block")
+    led.add(ACTIVATIONS, done - (kept if recompute else 0.0))
+
+
+def scores(sizes: Sizes) -> int:
+    """Bytes of the scores of one block, of all queries and keys, in the compute dtype."""
+    m, length = sizes.config.model, sizes.config.data.seq_len
+    return sizes.width * sizes.tokens * m.n_heads * length
 
 
 def _update(led: Ledger, config: RunConfig, specs: Sequence[ParamSpec]) -> None:

@@ -6,6 +6,7 @@ counted, so it shows as lost utilisation.
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,15 @@ PEAK_TFLOPS: dict[str, tuple[float, float]] = {
     "NVIDIA GeForce RTX 4090": (55.0, 170.0),
     "Tesla T4": (4.0, 42.0),
 }
+# What a driver writes after the name of the same chip. Anything else is another one, and slower: "PCIe",
+# "NVL", "Laptop GPU", "D", a slice ("MIG 1g.10gb"), "Pro".
+SAME_CHIP = {
+    "NVIDIA H200": r"( SXM5?)?( 141GB)?( HBM3e)?",
+    "NVIDIA H100": r"( SXM5?)?( 80GB)?( HBM3)?",
+    "NVIDIA A100": r"(-SXM4?(-(40|80)GB)?)?",
+}
+# Dense TF32 has half the rate of bfloat16 (data sheets of A100, H100, RTX 4090).
+TF32_DIVISOR = 2.0
 
 
 def flops_per_token(model: ModelConfig, specs: Sequence[ParamSpec], seq_len: int) -> float:
@@ -48,15 +58,49 @@ def newton_schulz_flops(specs: Sequence[ParamSpec], ns_steps: int) -> float:
     return total
 
 
-def peak_flops(device: str, precision: str) -> float | None:
-    """Peak FLOP/s of a device by its name, None where it is not known."""
-    matches = [name for name in PEAK_TFLOPS if device.startswith(name)]
-    if not matches:
+def peak_flops(
+    device: str,
+    precision: str,
+    *,
+    backend: str = "",
+    native_bf16: bool = True,
+    tf32: bool = False,
+) -> float | None:
+    """FLOP/s of a device's large products as a run takes them, None where they are not known.
+
+    Args:
+        device: Name of the chip, as its driver writes it.
+        precision: "float32", "bfloat16" or "float16".
+        backend: Of the run; only "cuda" has TF32.
+        native_bf16: Whether the device multiplies bfloat16; else it is converted for each product.
+        tf32: The configuration's `train.tf32`.
+    """
+    name = next(
+        (n for n in PEAK_TFLOPS if re.fullmatch(re.escape(n) + SAME_CHIP.get(n, ""), device)), None
+    )
+    if name is None:
         return None
-    name = max(matches, key=len)
-    if len(device) > len(name) and device[len(name) :].strip().startswith(("Pro", "Max", "Ultra")):
-        return None
-    return 1e12 * PEAK_TFLOPS[name][0 if precision == "float32" else 1]
+    full, half = (1e12 * rate for rate in PEAK_TFLOPS[name])
+    return at_precision(
+        full, half, precision, native_bf16=native_bf16, tf32=tf32 and backend == "cuda"
+    )
+
+
+def at_precision(
+    full: float, half: float, precision: str, *, native_bf16: bool, tf32: bool
+) -> float:
+    """The rate of products in a precision.
+
+    Args:
+        full: Rate in float32.
+        half: Rate in float16, and in bfloat16 where it is native.
+        precision: As in `peak_flops`.
+        native_bf16: As in `peak_flops`.
+        tf32: Whether float32 products are of reduced precision, where the chip can.
+    """
+    if precision == "float16" or (precision == "bfloat16" and native_bf16):
+        return half
+    return half / TF32_DIVISOR if precision == "float32" and tf32 and native_bf16 else full
 
 
 class PhaseClock:

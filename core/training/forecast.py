@@ -104,13 +104,13 @@ class Forecast:
             f"{fmt.gigabytes(self.disk.each_bytes)} at once{room}",
         )
 
-    def refuse(self) -> None:
-        """Refuse what does not fit.
+    def refuse(self, depth: int | None = None) -> None:
+        """Refuse what does not fit, `depth` being the `--depth` that set the size.
 
         Raises:
             PippinError: P101 for memory, P312 for the disk.
         """
-        refuse_too_large(self.config, self.specs, self.budget_bytes)
+        refuse_too_large(self.config, self.specs, self.budget_bytes, depth=depth)
         self.disk.refuse()
 
 
@@ -178,7 +178,12 @@ def sample_length(config: RunConfig) -> int:
 
 
 def refuse_too_large(
-    config: RunConfig, specs: tuple[ParamSpec, ...], budget_bytes: int, *, whose: str = ""
+    config: RunConfig,
+    specs: tuple[ParamSpec, ...],
+    budget_bytes: int,
+    *,
+    whose: str = "",
+    depth: int | None = None,
 ) -> MemoryForecast:
     """The forecast, where it fits.
 
@@ -187,6 +192,7 @@ def refuse_too_large(
         specs: Its parameter table.
         budget_bytes: What it may use.
         whose: Where the budget is from, where that is news.
+        depth: The `--depth` that set the size, None where none did.
 
     Raises:
         PippinError: P101 where it does not, with the nearest settings that do.
@@ -194,7 +200,7 @@ def refuse_too_large(
     forecast = predict_training_memory(config, specs)
     if forecast.total <= budget_bytes:
         return forecast
-    found = nearest_fits(config, budget_bytes)
+    found = nearest_fits(config, budget_bytes, depth=depth)
     choices = [f"{f.typed}   ({fmt.gigabytes(f.total_bytes)}; {f.note})" for f in found]
     raise PippinError(
         "P101",

@@ -39,7 +39,13 @@ class Reporter:
         self.r, self._pace = run, pace
         train = run.config.train
         self._shown = shown_steps(train.total_steps, train.log_interval, train.eval_interval)
-        self._peak = peak_flops(run.device.device, train.precision)
+        self._peak = peak_flops(
+            run.device.device,
+            train.precision,
+            backend=run.device.backend,
+            native_bf16=run.device.native_bf16,
+            tf32=train.tf32,
+        )
         self._flops = flops_per_token(run.config.model, run.specs, run.config.data.seq_len)
         self.saved_at: float | None = None
         on_mac = sys.platform == "darwin"

@@ -416,4 +416,4 @@ class Session:
             for label, text in forecast.details():
                 self.console.fact(label, text)
         if not self.options.force:
-            forecast.refuse()
+            forecast.refuse(self.options.depth)

@@ -57,6 +57,9 @@ def test_the_record_of_the_grid_is_true():
     assert {row.backend for row in again} == {"cpu", "mlx"}
     for before, after in zip(rows, again):
         assert abs(after.predicted_bytes - before.predicted_bytes) <= 0.001 * after.measured_bytes
+        assert after.ok, (after.backend, after.settings, after.ratio)
+    held = {row.settings for row in rows if row.backend == "mlx"}
+    assert {memory.settings_of(changes) for changes in memory.GRID} <= held
 
 
 def test_a_wrong_command_line(capsys):

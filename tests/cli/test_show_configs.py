@@ -12,7 +12,7 @@ import pytest
 
 from core.config.presets import preset_names
 from core.machine.autoconfig import DeviceFacts
-from core.machine.rate import UTILISATION, Rate, matmul_flops, rate_of
+from core.machine.rate import CPU_UTILISATION, UTILISATION, Rate, matmul_flops, rate_of
 from core.paths import PROJECT_ROOT
 from tests.helpers import tiny_config
 from tools import show_configs
@@ -43,7 +43,7 @@ def test_the_table_has_every_preset_and_its_true_size(capsys):
     assert lines["150M"].split()[1:5] == ["152M", "16", "12", "768"]
     assert lines["quickstart"].split()[1:5] == ["auto"] * 4
     assert lines["mac-8gb"].split()[8:10] == ["12", "h"]
-    assert "predicted: 40% of 100 GFLOP/s" in out
+    assert "predicted: 65% of 100 GFLOP/s" in out
 
 
 def test_the_table_fits_a_terminal_of_80_columns():
@@ -152,7 +152,7 @@ def test_a_rate_says_how_it_is_known():
     assert known.flops == pytest.approx(UTILISATION * 2.98e12) and "predicted" in known.how
     unknown = rate_of(gpu, "Apple M9", "float32")
     assert unknown.flops is None and "unknown" in unknown.how and "M9" in unknown.how
-    assert rate_of(CPU, None, "float32").flops == pytest.approx(UTILISATION * 1e11)
+    assert rate_of(CPU, None, "float32").flops == pytest.approx(CPU_UTILISATION * 1e11)
 
 
 @pytest.mark.parametrize(

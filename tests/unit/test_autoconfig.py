@@ -168,10 +168,52 @@ def test_flops_against_a_count_by_hand():
 
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("Apple M4 Max", 13.8e12), ("Apple M4", 2.98e12), ("Apple M4 Pro", None), ("Pentium", None)],
+    [
+        ("Apple M4 Max", 13.8e12),
+        ("Apple M4", 2.98e12),
+        ("Apple M4 Pro", None),
+        ("Pentium", None),
+        ("NVIDIA H100 80GB HBM3", 52e12),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA H200", 51e12),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA A100-SXM4-80GB", 19e12),
+        ("NVIDIA A100-SXM4-40GB", 19e12),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),
+        ("NVIDIA A100-PCIE-40GB", None),
+        ("NVIDIA A100 80GB PCIe", None),
+        ("NVIDIA A1000", None),
+        ("NVIDIA GeForce RTX 4090", 55e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("Tesla T4", 4e12),
+        ("Tesla T40", None),
+    ],
 )
 def test_peak_rates_are_not_those_of_a_sibling(name, known):
     assert peak_flops(name, "float32") == known
+
+
+@pytest.mark.parametrize(
+    ("precision", "more", "tflops"),
+    [
+        ("bfloat16", {}, 784),
+        ("float32", {}, 52),
+        ("float32", {"tf32": True}, 392),
+        ("bfloat16", {"tf32": True}, 784),
+        # MLX has no such switch, and what multiplies no bfloat16 has no TF32.
+        ("float32", {"tf32": True, "backend": "mlx"}, 52),
+        ("float32", {"tf32": True, "native_bf16": False}, 52),
+        ("bfloat16", {"native_bf16": False}, 52),
+        ("float16", {"native_bf16": False}, 784),
+    ],
+)
+def test_the_peak_of_mfu_is_that_of_the_products_that_are_taken(precision, more, tflops):
+    """Dense bfloat16 of an H100 as measured, its half for TF32, and float32."""
+    peak = peak_flops("NVIDIA H100 80GB HBM3", precision, **{"backend": "cuda", **more})
+    assert peak == pytest.approx(1e12 * tflops)
 
 
 def test_speed_counts_tokens_over_time_and_leaves_the_first_step_out():

@@ -115,6 +115,40 @@ def test_all_that_it_sets_says_so_with_a_reason():
     assert "--depth 6" in draft.sources["data.corpus_bytes"].reason
 
 
+def test_a_file_that_states_rates_gives_way_in_all_of_them(tmp_path):
+    stated = "lr: 1.0, lr_matrix: 2.0, lr_embed: 3.0, lr_head: 4.0, lr_vector: 5.0, lr_router: 6.0"
+    path, other = tmp_path / "rates.yaml", tmp_path / "none.yaml"
+    path.write_text(f"model: {{n_experts: 4}}\ntrain: {{{stated}, min_lr: 0.5}}\n")
+    other.write_text("model: {n_experts: 4}\n")
+    config, _, dial = dialled(6, config=str(path))
+    plain, _, _ = dialled(6, config=str(other))
+    rates = [n for n in type(config.train).model_fields if n.startswith("lr")] + ["min_lr"]
+    assert len(rates) == 7
+    for name in rates:
+        assert getattr(config.train, name) == getattr(plain.train, name), name
+    assert "train.lr_router" in dial.notes[-1]
+
+
+def test_another_depth_has_the_shape_that_it_would_dial():
+    ten, six = (dialled(n)[0].model for n in (10, 6))
+    assert ten.model_copy(update=_plain(dials.dialled_shape(ten, 10, 6))).model_dump() == {
+        **six.model_dump(),
+        "head_dim": 64,
+    }
+    given = dialled(10, overrides=["model.d_model=320", "model.n_heads=5"])[0].model
+    assert dials.dialled_shape(given, 10, 6) == {"model.n_layers": 6}
+    kept = dialled(10, overrides=["model.n_kv_heads=2", "model.d_ff=96"])[0].model
+    assert dials.dialled_shape(kept, 10, 6) == {
+        "model.n_layers": 6,
+        "model.d_model": 384,
+        "model.n_heads": 6,
+    }
+
+
+def _plain(changes):
+    return {name.partition(".")[2]: value for name, value in changes.items()}
+
+
 def test_what_the_user_sets_wins_and_is_told():
     config, _, dial = dialled(6, overrides=["model.d_model=320", "train.lr=0.001"])
     assert (config.model.d_model, config.model.n_layers, config.model.n_heads) == (320, 6, 5)

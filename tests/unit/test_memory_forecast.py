@@ -185,6 +185,52 @@ def test_a_model_that_is_too_large_gets_a_smaller_one():
     assert not nearest_fits(config, 1000)
 
 
+def least_memory(config: RunConfig, **changes: int) -> int:
+    """The forecast with one row at a time and checkpointing."""
+    values: dict[str, int | bool] = {k.replace("__", "."): v for k, v in changes.items()}
+    values |= {"train.micro_batch_size": 1, "train.gradient_checkpointing": True}
+    trial = with_changes(config, values)
+    return predict_training_memory(trial, param_specs(trial.model)).total
+
+
+def test_the_model_that_is_offered_is_the_deepest_that_fits():
+    """7 of 12 blocks, which is no eighth of them."""
+    least = {"train__micro_batch_size": 1, "train__gradient_checkpointing": True}
+    config = config_of(model__n_layers=12, model__d_ff=2048, **least)
+    budget = least_memory(config, model__n_layers=7) + 1000
+    assert least_memory(config, model__n_layers=8) > budget
+    found = [f for f in nearest_fits(config, budget) if "model.n_layers" in f.changes]
+    assert found[0].changes["model.n_layers"] == 7 and "model.d_model" not in found[0].changes
+    assert found[0].total_bytes <= budget
+    assert len(found) == 1
+
+
+def test_fewer_experts_are_offered_but_no_fewer_than_a_token_goes_to():
+    least = {"train__micro_batch_size": 1, "train__gradient_checkpointing": True}
+    mixture = {"model__n_experts": 9, "model__top_k": 3, "model__d_ff": 1024}
+    config = config_of(model__n_layers=4, **mixture, **least)
+    budget = least_memory(config, model__n_experts=7) + 1000
+    typed = [f.typed for f in nearest_fits(config, budget)]
+    assert "model.n_experts=7" in typed and "model.n_layers=3" in typed
+    small = least_memory(config, model__n_experts=3) - 1
+    for fit in nearest_fits(config, small):
+        assert fit.changes.get("model.n_experts", 3) >= 3
+
+
+def test_a_dialled_model_gets_the_largest_depth_that_fits():
+    def at(depth: int) -> RunConfig:
+        shape = {"d_model": 64 * depth, "n_layers": depth, "n_heads": depth, "n_kv_heads": depth}
+        shape |= {"d_ff": 128 * depth, "head_dim": 64, "mlp_multiple": 2}
+        return config_of(**{f"model__{k}": v for k, v in shape.items()})
+
+    budget = least_memory(at(5)) + 1000
+    assert least_memory(at(6)) > budget
+    found = nearest_fits(at(9), budget, depth=9)
+    assert found[-1].typed.startswith("--depth 5") and found[-1].total_bytes <= budget
+    # Its sizes and its batch follow from it.
+    assert all("model." not in f.typed and "micro" not in f.typed for f in found if f.flags)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the window is that of MLX's CPU build")
 def test_the_loss_of_mlx_holds_few_chunks_however_many_there_are():
     mx = pytest.importorskip("mlx.core")

@@ -49,6 +49,21 @@ _CHECK: dict[str, object] = {"train.gradient_checkpointing": "true"}
 _ADAMW: dict[str, object] = {"train.optimizer": "adamw"}
 _TIED: dict[str, object] = {"model.tie_embeddings": "true"}
 _HALF: dict[str, object] = {"train.precision": "bfloat16"}
+_WIDE_HEADS: dict[str, object] = {
+    "model.d_model": 64,
+    "model.n_heads": 8,
+    "model.n_kv_heads": 8,
+    "model.vocab_size": 512,
+    "data.seq_len": 1024,
+    "train.micro_batch_size": 4,
+}
+_FEW_HEADS: dict[str, object] = {
+    "model.d_model": 64,
+    "model.n_heads": 2,
+    "model.n_kv_heads": 2,
+    "data.seq_len": 1024,
+    "train.micro_batch_size": 4,
+}
 # What each setting changes of `_BASE`.
 GRID: tuple[dict[str, object], ...] = (
     {"model.d_model": 64, "model.n_layers": 2, "train.micro_batch_size": 2},  # small
@@ -80,6 +95,11 @@ GRID: tuple[dict[str, object], ...] = (
     {"model.qk_norm": "false", "model.n_heads": 2, "model.n_kv_heads": 2},
     {"model.dropout": 0.1},
     {"model.d_model": 256, "model.n_layers": 8, "train.micro_batch_size": 16},
+    # Heads wider than the model together, and narrower; experts and accumulation.
+    _CHECK | _WIDE_HEADS | {"model.head_dim": 64, "model.n_layers": 2},
+    _WIDE_HEADS | {"model.head_dim": 32, "data.seq_len": 256, "model.n_layers": 3},
+    _CHECK | _FEW_HEADS | {"model.n_layers": 2, "model.vocab_size": 512},
+    _CHECK | {"model.d_model": 64, "model.n_experts": 4, "train.grad_accum_steps": 2},
 )
 
 

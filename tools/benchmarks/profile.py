@@ -18,7 +18,7 @@ from typing import Any
 from core.backend import Backend
 from core.config.schema import RunConfig
 from core.data.sampling.loader import open_train_loader
-from core.machine.speed import flops_per_token, peak_flops
+from core.machine.speed import flops_per_token
 from core.params import param_specs
 from core.training.runlog import RunLog
 from core.training.schedule import step_hyper
@@ -72,7 +72,7 @@ def measure(config: RunConfig, num_steps: int) -> tuple[Profile, list[Measured],
         others = OtherLoad()
         profile = take(backend, config, num_steps, folder)
     work = split_flops(config, profile.tokens)
-    rows = figures(profile, work, peak_flops(str(facts["device"]), config.train.precision))
+    rows = figures(profile, work, facts["peak_flops"])
     facts |= {"seconds": dict(profile.seconds), "whole_step_s": profile.whole}
     return profile, [*rows, others.figure()], facts
 

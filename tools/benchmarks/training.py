@@ -85,7 +85,7 @@ def measure(config: RunConfig, num_steps: int) -> tuple[list[Measured], dict[str
         others = OtherLoad()
         timings = _time(backend, config, num_steps, folder)
     flops = flops_per_token(config.model, param_specs(config.model), config.data.seq_len)
-    rows = figures(timings, flops, peak_flops(str(facts["device"]), config.train.precision))
+    rows = figures(timings, flops, facts["peak_flops"])
     return [*rows, others.figure()], facts
 
 
@@ -103,6 +103,13 @@ def opened(config: RunConfig, num_steps: int) -> Iterator[tuple[Backend, Path, d
             "device": info.device,
             "parameters": num_parameters(specs),
             "steps": num_steps,
+            "peak_flops": peak_flops(
+                info.device,
+                config.train.precision,
+                backend=info.backend,
+                native_bf16=info.native_bf16,
+                tf32=config.train.tf32,
+            ),
             "config": config.model_dump(mode="json"),
         }
         with tempfile.TemporaryDirectory(prefix="pippin-benchmark-") as folder:

@@ -10,17 +10,15 @@ Legend: B rows, T tokens of a row, V vocab_size.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from core.checkpoint import Checkpoint, Meta
 from core.config.schema import RunConfig
 from core.errors import EXIT_FAULT, PippinError
 from core.params import ParamSpec
-
-if TYPE_CHECKING:
-    from core.checkpoint import Checkpoint, Meta
 
 Mode = Literal["train", "infer"]
 Float32 = NDArray[np.float32]
@@ -140,6 +138,16 @@ class Pending(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A save that is done; a `Pending`."""
+
+    path: Path
+
+    def result(self) -> Path:
+        return self.path
+
+
 class Cache(Protocol):
     """Keys and values of a batch of sequences, each row with a length of its own."""
 
@@ -175,8 +183,8 @@ class Backend(Protocol):
     world_size: int
 
     def device_info(self) -> DeviceInfo: ...
-    def load(self, ckpt: "Checkpoint", *, optimizer: bool = True) -> None: ...
-    def save(self, path: Path, meta: "Meta", *, optimizer: bool = True) -> Pending: ...
+    def load(self, ckpt: Checkpoint, *, optimizer: bool = True) -> None: ...
+    def save(self, path: Path, meta: Meta, *, optimizer: bool = True) -> Pending: ...
     def tensors(self, *, optimizer: bool = True) -> Iterator[tuple[str, NDArray[Any]]]: ...
     def backend_state(self) -> dict[str, float]: ...
     def train_step(self, micro: Sequence[Batch], hyper: StepHyper) -> Mapping[str, Lazy]: ...
@@ -222,38 +230,3 @@ class Availability:
     remedy: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     code: Literal["P501", "P502"] = "P501"
-
-
-# Dropout. Masks are a counter-based hash, not a generator: equal on every backend, for every split of
-# the step into micro-batches, and when a checkpointed block is run again. docs/numerics.md section 6.
-
-_U32 = 0xFFFFFFFF
-# Sites of dropout in a block.
-SITE_ATTENTION, SITE_MLP = 0, 1
-
-
-def mix32(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The 32-bit finaliser `lowbias32` (Chris Wellons, 2018), elementwise, wrapping."""
-    x = x ^ (x >> np.uint32(16))
-    x = x * np.uint32(0x7FEB352D)
-    x = x ^ (x >> np.uint32(15))
-    x = x * np.uint32(0x846CA68B)
-    out: NDArray[np.uint32] = x ^ (x >> np.uint32(16))
-    return out
-
-
-def dropout_row_keys(seed: int, step: int, row0: int, num_rows: int) -> NDArray[np.uint32]:
-    """Keys of the rows of a micro-batch, uint32 `[B]`: functions of (seed, step, global row)."""
-    rows = np.arange(row0, row0 + num_rows, dtype=np.uint64).astype(np.uint32)
-    base = mix32(np.array([seed & _U32], np.uint32)) + np.uint32(step & _U32)
-    return mix32((mix32(base) + rows).astype(np.uint32))
-
-
-def dropout_site_salt(layer: int, site: int) -> int:
-    """A constant of (layer, site), mixed into the row key; below 2**32."""
-    return int(mix32(np.array([2 * layer + site + 1], np.uint32))[0])
-
-
-def dropout_threshold(rate: float) -> int:
-    """An element is dropped where its 24 hashed bits are below this."""
-    return round(rate * (1 << 24))

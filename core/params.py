@@ -145,8 +145,9 @@ def _mlp_specs(model: ModelConfig, layer: int, normal: Init, residual: Init) -> 
 def uses_muon(spec: ParamSpec, optimizer: str) -> bool:
     """Whether a tensor is updated by Muon: the matrices, where the optimizer is muon.
 
-    Stacked experts are so many matrices. A router is none: its rows are separate scores, and Muon would
-    step as far along noise as along what tells experts apart, so that the choices never settle.
+    Each expert of a stack counts as a matrix of its own. A router does not count as one: its rows are
+    separate scores, and Muon would step as far along noise as along what tells experts apart, so that
+    the choices never settle.
     """
     return optimizer == "muon" and spec.group == "matrix"
 

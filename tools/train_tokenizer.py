@@ -30,7 +30,7 @@ from pathlib import Path
 from rich.console import Console
 
 from core.cli import guarded, make_parser
-from core.data.preparing.split import document_key
+from core.data.split import document_key
 from core.data.tokenizers.base import write_atomically
 from core.data.tokenizers.text_sample import TextSample, blocks_of
 from core.data.tokenizers.tokenizer import BPE_FILE, JSON_FILE, KINDS, MIN_BPE_VOCAB, Tokenizer

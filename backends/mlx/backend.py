@@ -9,7 +9,7 @@ Legend: B rows, T tokens of a row, V vocab_size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from backends.mlx.failures import Shape, check_scores, explain, explained, shape
 from backends.mlx.losses import pretrain_loss, token_nll
 from backends.mlx.model import KVCache, Transformer
 from backends.mlx.optim import (
-    SCALER_FIELDS,
     Arrays,
     LossScaler,
     Optimizer,
@@ -47,28 +46,21 @@ from core.backend import (
     MemoryStats,
     Mode,
     Pending,
+    Saved,
     Scores,
     StepHyper,
-    dropout_row_keys,
 )
+from core.backend_checks import check_table, check_tokens
 from core.checkpoint import Checkpoint, Meta, check_checkpoint
 from core.chunks import LOSS_CHUNK_ELEMENTS, NS_ELEMENTS
 from core.config.schema import RunConfig
-from core.errors import EXIT_FAULT, PippinError, all_problems
+from core.dropout import dropout_row_keys
+from core.errors import EXIT_FAULT, PippinError
 from core.machine.speed import PhaseClock
+from core.numerics import SCALER_FIELDS
 from core.params import ParamSpec
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A save that is done."""
-
-    path: Path
-
-    def result(self) -> Path:
-        return self.path
 
 
 class MlxBackend:
@@ -88,7 +80,7 @@ class MlxBackend:
         )
         self.model.reserve(config.data.seq_len)
         self._params: Arrays = dict(tree_flatten(self.model.parameters()))
-        _check_table(self._params, self.specs)
+        check_table({n: tuple(p.shape) for n, p in self._params.items()}, self.specs, "mlx")
         self._release = limit_memory(mx, fraction=config.train.memory_fraction, mode=mode)
         self._largest_buffer = largest_buffer(mx)
         self._optimizer = Optimizer(config.train, self.specs, ns_elements=NS_ELEMENTS[kind])
@@ -177,7 +169,7 @@ class MlxBackend:
                 "P001", "train_step on a backend made to infer.", exit_code=EXIT_FAULT
             )
         for batch in micro:
-            self._check_tokens(batch.tokens, batch.targets)
+            check_tokens(self.config.model.vocab_size, batch.tokens, batch.targets)
             width = self.config.model.n_heads * self.model.dtype.size
             check_scores(batch.tokens.shape, width, limit=self._largest_buffer)
             self.model.reserve(batch.tokens.shape[1])
@@ -293,17 +285,6 @@ class MlxBackend:
         counters = {k: scaler[k] for k in shown if k != "good_steps"}
         return params, state, scaler, {**shares, "grad_norm": norm, **counters}
 
-    def _check_tokens(self, *arrays: Int32) -> None:
-        size = self.config.model.vocab_size
-        for ids in arrays:
-            if ids.size and (ids.min() < 0 or ids.max() >= size):
-                raise PippinError(
-                    "P204",
-                    f"a token id is outside the vocabulary of {size}.",
-                    found=f"ids from {ids.min()} to {ids.max()}",
-                    remedy="prepare the data again with the tokenizer of this model",
-                )
-
     def _numbers(self, hyper: StepHyper) -> Arrays:
         """All numbers of a step: a compiled function would keep those of Python for ever."""
         c = self.config.train
@@ -345,7 +326,7 @@ class MlxBackend:
         Raises:
             PippinError: P204 for a token id out of range.
         """
-        self._check_tokens(batch.tokens, batch.targets)
+        check_tokens(self.config.model.vocab_size, batch.tokens, batch.targets)
         self.model.reserve(batch.tokens.shape[1])
         placed = self._place(batch, step=0)
         hidden = self.model.hidden(placed["tokens"], placed.get("segments")).flatten(0, 1)
@@ -372,7 +353,7 @@ class MlxBackend:
         Raises:
             PippinError: P204 for a token id out of range.
         """
-        self._check_tokens(tokens)
+        check_tokens(self.config.model.vocab_size, tokens)
         self.model.reserve(tokens.shape[1])
         parts = None if segments is None else mx.array(segments.astype(np.int32))
         hidden = self.model.hidden(mx.array(tokens.astype(np.int32)), parts)
@@ -392,7 +373,7 @@ class MlxBackend:
         """
         if not isinstance(cache, KVCache):
             raise PippinError("P601", "the cache is not one that this backend started.")
-        self._check_tokens(tokens)
+        check_tokens(self.config.model.vocab_size, tokens)
         placed = mx.array(tokens.astype(np.int32))
         hidden = self.model.hidden(placed, cache=cache, lengths=lengths)  # [B, T, D]
         last = mx.array(np.asarray(lengths, np.int32) - 1)
@@ -415,15 +396,3 @@ class MlxBackend:
         del self.model, self._whole, self._gradients, self._update
         mx.clear_cache()
         self._release()
-
-
-def _check_table(params: Mapping[str, mx.array], specs: Sequence[ParamSpec]) -> None:
-    built = {name: tuple(p.shape) for name, p in params.items()}
-    table = {s.name: s.shape for s in specs}
-    problems = [
-        f"{name}: model {built.get(name, 'has none')}, table {table.get(name, 'has none')}"
-        for name in sorted(built.keys() | table.keys())
-        if built.get(name) != table.get(name)
-    ]
-    if problems:
-        raise all_problems("P503", problems, what="the mlx model and the parameter table differ.")

@@ -10,8 +10,8 @@ from mlx import nn
 
 from backends.mlx.experts import MixtureOfExperts
 from backends.mlx.layers import MLP, Attention, Mask, RMSNorm, dropout
-from core.backend import SITE_ATTENTION, SITE_MLP, dropout_site_salt
 from core.config.schema import ModelConfig
+from core.dropout import SITE_ATTENTION, SITE_MLP, dropout_site_salt
 
 if TYPE_CHECKING:
     from backends.mlx.model import KVCache

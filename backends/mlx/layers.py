@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import numpy as np
 from mlx import nn
 
-from core.backend import dropout_threshold
 from core.chunks import FSUM_BLOCK
 from core.config.schema import ModelConfig
+from core.dropout import dropout_threshold
 
 if TYPE_CHECKING:
     from backends.mlx.model import KVCache
@@ -109,13 +108,6 @@ def scatter_rows(tokens: mx.array, grads: mx.array, num_rows: int) -> mx.array:
     return mx.where((counts > 0)[:, None], sums[last], 0)
 
 
-def rope_tables(max_len: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines, float32 `[max_len, Dh/2]`, from float64: the same bits on every backend."""
-    freqs = theta ** (-2.0 * np.arange(head_dim // 2) / head_dim)
-    angles = np.arange(max_len)[:, None] * freqs  # [max_len, Dh/2]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
 def apply_rope(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     """Rotate the halves of `[B, heads, T, Dh]` by angles that broadcast to `[B, 1, T, Dh/2]`."""
     x1, x2 = mx.split(x.astype(mx.float32), 2, axis=-1)
@@ -127,7 +119,7 @@ def _shift(x: mx.array, n: int) -> mx.array:
 
 
 def _mix32(x: mx.array) -> mx.array:
-    """`core.backend.mix32` in wrapping uint32."""
+    """`core.dropout.mix32` in wrapping uint32."""
     x = (x ^ _shift(x, 16)) * mx.array(0x7FEB352D, mx.uint32)
     x = (x ^ _shift(x, 15)) * mx.array(0x846CA68B, mx.uint32)
     return x ^ _shift(x, 16)

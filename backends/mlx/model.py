@@ -12,9 +12,10 @@ from mlx import nn
 from numpy.typing import NDArray
 
 from backends.mlx.blocks import DecoderLayer
-from backends.mlx.layers import Embedding, Linear, Mask, RMSNorm, rope_tables
+from backends.mlx.layers import Embedding, Linear, Mask, RMSNorm
 from core.config.schema import ModelConfig
 from core.errors import PippinError
+from core.rope import rope_tables
 
 
 class KVCache:

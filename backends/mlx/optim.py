@@ -12,20 +12,18 @@ import mlx.core as mx
 from backends.mlx.layers import fsum
 from core.chunks import NS_ELEMENTS
 from core.config.schema import TrainConfig
+from core.numerics import (
+    CLIP_EPS,
+    NS_COEFFICIENTS,
+    NS_EPS,
+    SCALE_GROWTH_INTERVAL,
+    SCALE_MOST,
+    SCALE_START,
+    SCALER_FIELDS,
+)
 from core.params import ParamSpec, slot_specs, uses_muon
 
 Arrays = dict[str, mx.array]
-
-NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-NORM_EPS = 1e-7
-CLIP_EPS = 1e-6
-SCALER_FIELDS = (
-    "loss_scale",
-    "good_steps",
-    "overflows_total",
-    "skipped_total",
-    "skipped_in_a_row",
-)
 
 
 def newton_schulz(x: mx.array, steps: int, dtype: mx.Dtype) -> mx.array:
@@ -40,7 +38,7 @@ def newton_schulz(x: mx.array, steps: int, dtype: mx.Dtype) -> mx.array:
         float32 `[N, out, in]`, singular values near 1.
     """
     norm = mx.sqrt(fsum(mx.square(x), batch_dims=1))[:, None, None]
-    x = (x / (norm + NORM_EPS)).astype(dtype)
+    x = (x / (norm + NS_EPS)).astype(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(0, 2, 1)
@@ -246,15 +244,13 @@ class LossScaler:
     Pure: `update` takes the state, float32 scalars by name, and returns the next.
     """
 
-    START, MOST, GROWTH_INTERVAL = 65_536.0, float(1 << 24), 2_000
-
     def __init__(self, precision: str) -> None:
         self.enabled = precision == "float16"
 
     def load(self, values: Mapping[str, float]) -> Arrays:
         """A state; missing numbers are those of a start."""
         start = dict.fromkeys(SCALER_FIELDS, 0.0)
-        start["loss_scale"] = self.START if self.enabled else 1.0
+        start["loss_scale"] = SCALE_START if self.enabled else 1.0
         if not self.enabled:
             values = {k: v for k, v in values.items() if k != "loss_scale"}
         return {k: mx.array(float(values.get(k, start[k])), mx.float32) for k in SCALER_FIELDS}
@@ -275,9 +271,9 @@ class LossScaler:
             skipped = skipped & ~overflow
             good = mx.where(empty, state["good_steps"], 0.0)
             good = mx.where(ok, state["good_steps"] + 1, good)
-            grown = good >= self.GROWTH_INTERVAL
+            grown = good >= SCALE_GROWTH_INTERVAL
             scale = mx.where(overflow, mx.maximum(scale / 2, 1.0), scale)
-            new["loss_scale"] = mx.where(grown, mx.minimum(scale * 2, self.MOST), scale)
+            new["loss_scale"] = mx.where(grown, mx.minimum(scale * 2, SCALE_MOST), scale)
             new["good_steps"] = mx.where(grown, 0.0, good)
             new["overflows_total"] = state["overflows_total"] + overflow
         new["skipped_total"] = state["skipped_total"] + skipped

@@ -7,7 +7,7 @@ Legend: B rows, T tokens of a row, V vocab_size.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from backends.torch_common.device import DevicePolicy, Loss
 from backends.torch_common.failures import Shape, explain, explained, shapes_of
 from backends.torch_common.losses import pretrain_loss, token_nll
 from backends.torch_common.model import KVCache, Transformer
-from backends.torch_common.optim import SCALER_FIELDS, LossScaler, Optimizer, global_norm
+from backends.torch_common.optim import LossScaler, Optimizer, clip_scale, global_norm
 from core.backend import (
     Batch,
     Cache,
@@ -32,28 +32,21 @@ from core.backend import (
     MemoryStats,
     Mode,
     Pending,
+    Saved,
     Scores,
     StepHyper,
-    dropout_row_keys,
 )
+from core.backend_checks import check_table, check_tokens
 from core.checkpoint import Checkpoint, Meta, check_checkpoint
 from core.config.schema import RunConfig
-from core.errors import EXIT_FAULT, PippinError, all_problems
+from core.dropout import dropout_row_keys
+from core.errors import EXIT_FAULT, PippinError
 from core.machine.speed import PhaseClock
+from core.numerics import SCALER_FIELDS
 from core.params import ParamSpec, slot_specs
 
 # A batch on the device: tokens, targets, weights, segments, row keys.
 Placed = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A save that is done."""
-
-    path: Path
-
-    def result(self) -> Path:
-        return self.path
 
 
 class TorchBackend:
@@ -74,7 +67,7 @@ class TorchBackend:
         self.model.reserve(config.data.seq_len)
         self.model.requires_grad_(mode == "train")
         self._params = dict(self.model.named_parameters())
-        _check_table(self._params, self.specs)
+        check_table({n: tuple(p.shape) for n, p in self._params.items()}, self.specs, "torch")
         self._optimizer: Optimizer | None = None
         if mode == "train":
             self._optimizer = Optimizer(config.train, self._params, self.specs)
@@ -171,7 +164,7 @@ class TorchBackend:
                 "P001", "train_step on a backend made to infer.", exit_code=EXIT_FAULT
             )
         for batch in micro:
-            self._check_tokens(batch.tokens, batch.targets)
+            check_tokens(self.config.model.vocab_size, batch.tokens, batch.targets)
         if self._other_shapes:
             self.policy.release()
             self._other_shapes = False
@@ -230,8 +223,8 @@ class TorchBackend:
         # What follows changes stack after stack in place: cut short, it is no step at all.
         self._updating = True
         ok = self._scaler.update(loss, norm, normalizer)
-        clip = (limit / (norm + 1e-6)).clamp(max=1.0)
-        optimizer.step(grads, numbers, ok, clip / scale)
+        factor = clip_scale(norm, limit) / scale
+        optimizer.step(grads, numbers, ok, factor)
         self._updating = False
         self._mark("optimizer")
         state = self._scaler.state
@@ -246,17 +239,6 @@ class TorchBackend:
             grads[name] = torch.zeros_like(param) if param.grad is None else param.grad
             param.grad = None
         return grads
-
-    def _check_tokens(self, *arrays: Int32) -> None:
-        size = self.config.model.vocab_size
-        for ids in arrays:
-            if ids.size and (ids.min() < 0 or ids.max() >= size):
-                raise PippinError(
-                    "P204",
-                    f"a token id is outside the vocabulary of {size}.",
-                    found=f"ids from {ids.min()} to {ids.max()}",
-                    remedy="prepare the data again with the tokenizer of this model",
-                )
 
     def _place(self, batch: Batch, *, step: int) -> Placed:
         place, seed = self.policy.place, self.config.train.seed
@@ -278,7 +260,7 @@ class TorchBackend:
         Raises:
             PippinError: P204 for a token id out of range.
         """
-        self._check_tokens(batch.tokens, batch.targets)
+        check_tokens(self.config.model.vocab_size, batch.tokens, batch.targets)
         self._other_shapes = True
         self.model.reserve(batch.tokens.shape[1])
         tokens, targets, _, segments, _ = self._place(batch, step=0)
@@ -303,7 +285,7 @@ class TorchBackend:
         Raises:
             PippinError: P204 for a token id out of range.
         """
-        self._check_tokens(tokens)
+        check_tokens(self.config.model.vocab_size, tokens)
         self._other_shapes = True
         self.model.reserve(tokens.shape[1])
         place = self.policy.place
@@ -327,7 +309,7 @@ class TorchBackend:
         """
         if not isinstance(cache, KVCache):
             raise PippinError("P601", "the cache is not one that this backend started.")
-        self._check_tokens(tokens)
+        check_tokens(self.config.model.vocab_size, tokens)
         self._other_shapes = True
         place = self.policy.place
         placed = place(tokens.astype(np.int64))
@@ -349,15 +331,3 @@ class TorchBackend:
 
     def close(self) -> None:
         self.policy.release()
-
-
-def _check_table(params: Mapping[str, Tensor], specs: Sequence[ParamSpec]) -> None:
-    built = {name: tuple(p.shape) for name, p in params.items()}
-    table = {s.name: s.shape for s in specs}
-    problems = [
-        f"{name}: model {built.get(name, 'has none')}, table {table.get(name, 'has none')}"
-        for name in sorted(built.keys() | table.keys())
-        if built.get(name) != table.get(name)
-    ]
-    if problems:
-        raise all_problems("P503", problems, what="the torch model and the parameter table differ.")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from backends.torch_common.device import DevicePolicy
 from backends.torch_common.experts import MixtureOfExperts
 from backends.torch_common.layers import MLP, Attention, RMSNorm, dropout
-from core.backend import SITE_ATTENTION, SITE_MLP, dropout_site_salt
 from core.config.schema import ModelConfig
+from core.dropout import SITE_ATTENTION, SITE_MLP, dropout_site_salt
 
 if TYPE_CHECKING:
     from backends.torch_common.model import KVCache

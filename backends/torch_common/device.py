@@ -51,7 +51,10 @@ class DevicePolicy(Protocol):
     key_block: int
 
     def place(self, array: NDArray[Any]) -> Tensor:
-        """The array on the device, complete when this returns."""
+        """The array on the device, complete for whatever is computed there from now on.
+
+        The copy itself may still be under way (CUDA), or be none: on the CPU the memory is shared.
+        """
         ...
 
     def prepare_mask(self, mask: Tensor | None, length: int) -> Tensor | None:

@@ -10,15 +10,14 @@ Legend: B rows, T tokens, S keys, D d_model, H query heads, K key/value heads, D
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backends.torch_common.device import DevicePolicy, expand_heads
-from core.backend import dropout_threshold
 from core.chunks import FSUM_BLOCK
 from core.config.schema import ModelConfig
+from core.dropout import dropout_threshold
 
 if TYPE_CHECKING:
     from backends.torch_common.model import KVCache
@@ -146,13 +145,6 @@ def scatter_rows(tokens: Tensor, grads: Tensor, num_rows: int) -> Tensor:
     return sums.index_select(0, last).masked_fill(absent.unsqueeze(-1), 0.0)
 
 
-def rope_tables(max_len: int, head_dim: int, theta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines, float32 `[max_len, Dh/2]`, from float64: the same bits on every backend."""
-    freqs = theta ** (-2.0 * np.arange(head_dim // 2) / head_dim)
-    angles = np.arange(max_len)[:, None] * freqs  # [max_len, Dh/2]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-
-
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = x.float()
     x1, x2 = wide.chunk(2, dim=-1)
@@ -189,7 +181,7 @@ def _shift(x: Tensor, n: int) -> Tensor:
 
 
 def _mix32(x: Tensor) -> Tensor:
-    """`core.backend.mix32` in wrapping int32."""
+    """`core.dropout.mix32` in wrapping int32."""
     x = (x ^ _shift(x, 16)) * _signed(0x7FEB352D)
     x = (x ^ _shift(x, 15)) * _signed(0x846CA68B)
     return x ^ _shift(x, 16)

@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from backends.torch_common.blocks import DecoderLayer
 from backends.torch_common.device import DevicePolicy
-from backends.torch_common.layers import Embedding, Linear, RMSNorm, rope_tables
+from backends.torch_common.layers import Embedding, Linear, RMSNorm
 from core.config.schema import ModelConfig
 from core.errors import PippinError
+from core.rope import rope_tables
 
 
 class KVCache:

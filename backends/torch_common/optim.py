@@ -7,7 +7,7 @@ one of two rows, "active" or "idle", and the idle row leaves parameters and stat
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,24 +18,61 @@ from backends.torch_common.layers import fsum
 from core.backend import StepHyper
 from core.chunks import NS_ELEMENTS
 from core.config.schema import TrainConfig
+from core.numerics import (
+    CLIP_EPS,
+    NS_COEFFICIENTS,
+    NS_EPS,
+    SCALE_GROWTH_INTERVAL,
+    SCALE_MOST,
+    SCALE_START,
+    SCALER_FIELDS,
+)
 from core.params import ParamSpec, uses_muon
-
-# Newton-Schulz coefficients of Keller Jordan's Muon, 2024.
-NS_A, NS_B, NS_C = 3.4445, -4.7750, 2.0315
 
 
 def newton_schulz(x: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """Iterate each matrix of a stack `[N, out, in]` towards its nearest orthogonal one, in `dtype`."""
-    norm = fsum(x * x, batch_dims=1).sqrt() + 1e-7
+    norm = fsum(x * x, batch_dims=1).sqrt() + NS_EPS
     x = (x / norm[:, None, None]).to(dtype)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.transpose(1, 2).contiguous()
+    a, b, c = NS_COEFFICIENTS
     for _ in range(steps):
         gram = torch.bmm(x, x.transpose(1, 2))
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=NS_B, alpha=NS_C), x, beta=NS_A)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     # Contiguous: strided operands have been wrong on MPS (pytorch #118115), and are slow on GPUs.
     return x.transpose(1, 2).contiguous() if tall else x
+
+
+def global_norm(grads: Sequence[Tensor]) -> Tensor:
+    """`sqrt(sum of fsum(g^2))` over every tensor of every stack `[N, ...]`."""
+    return torch.stack([fsum(fsum(g * g, batch_dims=1)) for g in grads]).sum().sqrt()
+
+
+def clip_scale(norm: Tensor, max_grad_norm: Tensor) -> Tensor:
+    """The factor of the clip; 1 where `max_grad_norm` is infinite, which stands for 0."""
+    return (max_grad_norm / (norm + CLIP_EPS)).clamp(max=1.0)
+
+
+def adamw_update(
+    grads: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, numbers: Sequence[Tensor], *, eps: float
+) -> Tensor:
+    """Advance both moments in place and return what is subtracted from the decayed parameters.
+
+    Args:
+        grads: float32 `[N, ...]`.
+        exp_avg: First moment, of that shape.
+        exp_avg_sq: Second moment.
+        numbers: keep1, gain1, keep2, gain2, correct2, rate: scalars on the device; rate includes the
+            first moment's bias correction.
+        eps: Added to the root.
+    """
+    keep1, gain1, keep2, gain2, correct2, rate = numbers
+    exp_avg.mul_(keep1).addcmul_(grads, gain1)
+    exp_avg_sq.mul_(keep2).addcmul_(grads, grads * gain2)
+    denominator = (exp_avg_sq / correct2).sqrt_().add_(eps)
+    return (exp_avg / denominator).mul_(rate)
 
 
 def muon_update(
@@ -58,26 +95,6 @@ def muon_update(
     parts = matrices.split(max(1, NS_ELEMENTS["torch"] // matrices[0].numel()))
     done = [newton_schulz(p, steps, dtype).float() for p in parts]
     return (torch.cat(done) if len(done) > 1 else done[0]).view_as(update) * rate
-
-
-def adamw_update(
-    grads: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, numbers: Sequence[Tensor], *, eps: float
-) -> Tensor:
-    """Advance both moments in place and return what is subtracted from the decayed parameters.
-
-    Args:
-        grads: float32 `[N, ...]`.
-        exp_avg: First moment, of that shape.
-        exp_avg_sq: Second moment.
-        numbers: keep1, gain1, keep2, gain2, correct2, rate: scalars on the device; rate includes the
-            first moment's bias correction.
-        eps: Added to the root.
-    """
-    keep1, gain1, keep2, gain2, correct2, rate = numbers
-    exp_avg.mul_(keep1).addcmul_(grads, gain1)
-    exp_avg_sq.mul_(keep2).addcmul_(grads, grads * gain2)
-    denominator = (exp_avg_sq / correct2).sqrt_().add_(eps)
-    return (exp_avg / denominator).mul_(rate)
 
 
 @dataclass(frozen=True)
@@ -187,14 +204,9 @@ def _make_stack(kind: list[ParamSpec], params: Mapping[str, Tensor], optimizer: 
     return _Stack(kind[0].group, muon, [s.name for s in kind], tensors, state)
 
 
-def global_norm(grads: Sequence[Tensor]) -> Tensor:
-    """`sqrt(sum of fsum(g^2))` over every tensor of every stack `[N, ...]`."""
-    return torch.stack([fsum(fsum(g * g, batch_dims=1)) for g in grads]).sum().sqrt()
-
-
 @dataclass(frozen=True)
 class ScalerState:
-    """Numbers that survive a step, float32 scalars on the device."""
+    """Numbers that survive a step, `SCALER_FIELDS`: float32 scalars on the device."""
 
     loss_scale: Tensor
     good_steps: Tensor
@@ -203,16 +215,11 @@ class ScalerState:
     skipped_in_a_row: Tensor
 
 
-SCALER_FIELDS = tuple(f.name for f in fields(ScalerState))
-
-
 class LossScaler:
     """Float16's loss scale (section 5) and the counters of skipped steps (section 7).
 
     `state` is replaced, never changed in place, so a metric read later is still that of its step.
     """
-
-    START, MOST, GROWTH_INTERVAL = 65_536.0, float(1 << 24), 2_000
 
     def __init__(self, precision: str, device: torch.device) -> None:
         self.enabled = precision == "float16"
@@ -222,7 +229,7 @@ class LossScaler:
     def load(self, values: Mapping[str, float]) -> None:
         """Set the state; missing numbers are those of a start."""
         start = dict.fromkeys(SCALER_FIELDS, 0.0)
-        start["loss_scale"] = self.START if self.enabled else 1.0
+        start["loss_scale"] = SCALE_START if self.enabled else 1.0
         if not self.enabled:
             values = {k: v for k, v in values.items() if k != "loss_scale"}
         chosen = {k: float(values.get(k, start[k])) for k in SCALER_FIELDS}
@@ -250,9 +257,9 @@ class LossScaler:
             overflow = fair & ~torch.isfinite(norm) & (scale > 1)
             skipped = skipped & ~overflow
             good = torch.where(ok, good + 1, torch.where(empty, good, zero))
-            grown = good >= self.GROWTH_INTERVAL
+            grown = good >= SCALE_GROWTH_INTERVAL
             scale = torch.where(overflow, (scale / 2).clamp(min=1), scale)
-            scale = torch.where(grown, (scale * 2).clamp(max=self.MOST), scale)
+            scale = torch.where(grown, (scale * 2).clamp(max=SCALE_MOST), scale)
             good = torch.where(grown, zero, good)
             overflows = overflows + overflow.float()
         count = skipped.float()

@@ -11,7 +11,8 @@
 - The allocator keeps the blocks of every shape it met, so memory is given back after evaluation,
   sampling and saving, and decoding sees few shapes.
 - What the compiler makes is compared with the eager model before it is used.
-- Operators without an MPS kernel are errors: the CPU fallback is never switched on.
+- Operators without an MPS kernel are errors, unless a user has the CPU compute them (--allow-cpu-fallback,
+  backends/fallback.py).
 """
 
 import platform

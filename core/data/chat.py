@@ -22,7 +22,6 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from core.data.preparing.split import Split
 from core.data.reading.chat_formats import (
     FORMATS,
     Chat,
@@ -38,6 +37,7 @@ from core.data.reading.chat_formats import (
 from core.data.reading.example import Segment
 from core.data.reading.readers import Record
 from core.data.reading.sources import Document, RecordSource
+from core.data.split import Split
 from core.data.tokenizers.tokenizer import CHAT_SYMBOLS, Ids, Tokenizer
 from core.errors import PippinError
 

@@ -34,8 +34,13 @@ RATE_MULTIPLIERS = {
 class DataFacts:
     """What is known of the prepared data.
 
-    `fill` is the share of a window's positions that are trained on, the rest is padding; `work` is the
-    share that is computed.
+    Attributes:
+        vocab_size: Tokens of its tokenizer.
+        train_tokens: Tokens of its training split.
+        name: Short name of the text, for a reason.
+        is_stories: Whether it is the story corpus.
+        fill: Share of a window's positions that are trained on, above 0 to 1; the rest is padding.
+        work: Share of a window's positions that are computed, above 0 to 1.
     """
 
     vocab_size: int
@@ -50,7 +55,14 @@ class DataFacts:
 class DeviceFacts:
     """What is known of the device before a framework is asked.
 
-    `memory_bytes` is the memory it is sold by, which names its tier; None where only the budget is known.
+    Attributes:
+        backend: "mlx", "mps", "cuda" or "cpu".
+        reason: Why it was chosen; empty where it was given.
+        is_gpu: Whether the backend computes on a GPU.
+        native_bf16: Whether bfloat16 is a native type there.
+        budget_bytes: Memory that a run may use, before `train.memory_fraction`.
+        memory_bytes: The memory it is sold by, which names its tier; None where only the budget is
+            known.
     """
 
     backend: str

@@ -1,4 +1,4 @@
-"""When a run shows something: log-spaced, so that a run of any length fits on a page."""
+"""When a run shows something, so that a run of any length fits on a page."""
 
 import math
 
@@ -8,8 +8,9 @@ MOST_VALIDATION_ROWS = 20
 
 
 def shown_steps(total_steps: int, log_interval: int, eval_interval: int) -> set[int]:
-    """Log-spaced steps at which the terminal shows a row, about 45 for a run of any length.
+    """Steps at which the terminal shows a row, about 45 for a run of any length.
 
+    Some early ones, then at most 40 at equal distances, multiples of `log_interval`, and the last.
     Validations have rows of their own where they are few.
     """
     shown = {s for s in EARLY_ROWS if s <= total_steps}

@@ -62,7 +62,22 @@ DECISIONS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Figures of one history row; None is not shown."""
+    """Figures of one history row; None is not shown.
+
+    Attributes:
+        step: Optimizer steps done.
+        loss: Running average of the training loss, nats a token.
+        trend: Where it is going: one of the arrows of `Ema.trend`, or empty.
+        val: Validation loss, nats a token.
+        val_is_best: Whether it is the lowest so far.
+        lr: Learning rate of the matrices.
+        grad: Norm of the gradient before the clip.
+        tokens_per_s: Trained tokens a second.
+        mfu: Share of the device's peak FLOP/s, 0 to 1.
+        memory_bytes: What the run uses now.
+        eta_s: Seconds that are left.
+        note: Words behind the figures.
+    """
 
     step: int
     loss: float | None
@@ -80,7 +95,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Progress:
-    """Figures of the two live lines; `saved_at` is when the run was last saved, by `Console.now`."""
+    """Figures of the two live lines.
+
+    Attributes:
+        step: Optimizer steps done.
+        total_steps: The step that this start stops at.
+        eta: The time that is left, in words.
+        losses: Running averages of the training loss, oldest first, nats a token.
+        floor: Lowest loss that the text allows, nats a token; None where it is not known.
+        text: Speed and memory, in words.
+        saved_at: When the run was last saved, by `Console.now`, seconds; None before that.
+    """
 
     step: int
     total_steps: int

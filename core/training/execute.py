@@ -15,6 +15,7 @@ from core.checkpoint import Meta, initial_checkpoint
 from core.config.schema import RunConfig
 from core.data.sampling.loader import EvalBatches, TrainLoader, open_train_loader
 from core.errors import EXIT_FAULT, EXIT_SIGINT, EXIT_SIGTERM, PippinError
+from core.machine.backends import Backends
 from core.machine.pressure import shares_memory
 from core.params import ParamSpec
 from core.training import preflight, resume, summary
@@ -24,7 +25,6 @@ from core.training.forecast import check_device
 from core.training.format import duration
 from core.training.guard import Budget, MemoryWatch
 from core.training.loop import Loop
-from core.training.options import Backends
 from core.training.recovery import Live, Makers, Recovery, smaller
 from core.training.run import Outcome, Progressed, Run
 from core.training.runfolder import RunFolder

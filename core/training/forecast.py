@@ -28,7 +28,7 @@ META_BYTES, HEADER_BYTES = 16_384, 1_400
 
 
 @dataclass(frozen=True)
-class Pace:
+class Speed:
     """Trained tokens per second, None where not known, and how it is known: "measured" or why not."""
 
     tokens_per_s: float | None
@@ -47,7 +47,7 @@ class Forecast:
     Attributes:
         config: The run.
         specs: Its parameter table.
-        pace: Its speed.
+        speed: Its speed.
         budget_bytes: Memory that it may use.
         first_step: The step it goes on from; 0 for a fresh start.
         stop_step: The step it stops at.
@@ -57,7 +57,7 @@ class Forecast:
 
     config: RunConfig
     specs: tuple[ParamSpec, ...]
-    pace: Pace
+    speed: Speed
     budget_bytes: int
     first_step: int
     stop_step: int
@@ -85,16 +85,16 @@ class Forecast:
         return " · ".join(parts)
 
     def _time(self) -> str:
-        if self.pace.tokens_per_s is None:
+        if self.speed.tokens_per_s is None:
             return "time not known"
-        took = f"about {fmt.duration(max(self.tokens / self.pace.tokens_per_s, 1.0))}"
-        return took if self.pace.is_measured else f"{took} (predicted)"
+        took = f"about {fmt.duration(max(self.tokens / self.speed.tokens_per_s, 1.0))}"
+        return took if self.speed.is_measured else f"{took} (predicted)"
 
     def details(self) -> Iterator[tuple[str, str]]:
         """Label and text of the lines of a dry run."""
         yield from zip(("memory", "", ""), memory_lines(self.config, self.specs))
-        speed, how = self.pace.tokens_per_s, self.pace.how
-        yield "time", how if speed is None else f"{fmt.si(speed)} tok/s, {how}"
+        tokens_per_s, how = self.speed.tokens_per_s, self.speed.how
+        yield "time", how if tokens_per_s is None else f"{fmt.si(tokens_per_s)} tok/s, {how}"
         free = self.disk.free_bytes()
         room = "" if free is None else f"; {fmt.gigabytes(free)} are free"
         files = self.disk.added_files()

@@ -1,40 +1,47 @@
-"""What one call of train.py is given: its options, and what `backends` offers."""
+"""What one call of train.py is given: its options."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from core.backend import Availability, CreateBackend
-from core.checkpoint import Checkpoint
-from core.config.schema import RunConfig
 from core.errors import PippinError
-from core.machine.micro_batch import Probed
 from core.machine.timebudget import parse_minutes
-
-
-class Backends(Protocol):
-    """What `backends` offers; passed in, because core imports no backend."""
-
-    def available(self) -> dict[str, Availability]:
-        """Every backend by name."""
-        ...
-
-    def load(self, name: str) -> CreateBackend:
-        """Import one and return its `create`."""
-        ...
-
-    def open_checkpoint(self, path: Path) -> Checkpoint:
-        """Open a file of either suffix."""
-        ...
-
-    def probe_step(self, config: RunConfig, limit_bytes: int) -> Probed:
-        """Take a real step in a process of its own."""
-        ...
 
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of train.py."""
+    """The command line of train.py; None is a flag that was not given.
+
+    Attributes:
+        overrides: `section.key=value`, each of which sets one key.
+        config: A preset's name or a file.
+        config_file: The same by another project's name; the file then defines the architecture.
+        model_name: The run folder checkpoints/NAME, another project's name for `save_dir`.
+        lr: Peak learning rates as typed; several are a run each.
+        resume_from: Another project's name for `resume`.
+        foreign: Flags of other projects by name, as typed.
+        locked: Whether the file defines the architecture, so that foreign flags of it are ignored.
+        input_file: Text file, .jsonl or folder.
+        backend: "auto" or a backend's name.
+        minutes: Time to train, minutes.
+        time_budget: The same as typed, such as "1h30m".
+        depth: The one dial: size, batch, rates and length.
+        max_steps: The step to stop at, 1 or more; the length where nothing gives one.
+        save_dir: The run folder.
+        save_dir_flag: The flag that named it, for messages.
+        seed: Of weights, data order and dropout.
+        micro_batch_size: Rows of one forward pass, or "auto".
+        resume: A run or a checkpoint to go on from; empty for the run in `save_dir`, else the newest.
+        overwrite: Start anew in a folder that holds a run.
+        manual_config: Decide nothing automatically.
+        print_config: Print every key, its value and source, and train nothing.
+        dry_run: Decide and forecast, and train nothing.
+        validate_setup: Verify the machine and the configuration, and train nothing.
+        force: Train although the forecast does not fit.
+        allow_cpu_fallback: Let the CPU compute what MPS has no kernel for.
+        log: Rows in the terminal: "spaced" or "every".
+        quiet: Print warnings and the summary only.
+        json: Print JSON lines on stdout, text on stderr.
+    """
 
     overrides: list[str] = field(default_factory=list)
     config: str | None = None

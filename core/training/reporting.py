@@ -15,6 +15,7 @@ from core.inference.evaluate import Evaluation
 from core.machine.speed import flops_per_token, peak_flops
 from core.machine.system import process_memory
 from core.training import format as fmt
+from core.training.average import Ema
 from core.training.awake import Awake
 from core.training.cadence import shown_steps
 from core.training.console import Progress, Row
@@ -74,7 +75,7 @@ class Reporter:
         """
         train, state = self.r.config.train, self.r.state
         every = (train.log_interval, train.eval_interval, train.ckpt_interval)
-        self._ema = fmt.Ema()
+        self._ema = Ema()
         self._recent: deque[float] = deque(maxlen=200)
         for step, loss in losses_until(self.r.log.path, state.step):
             if step in self._shown or any(step % n == 0 for n in every):

@@ -51,7 +51,21 @@ def is_better(loss: float, than: float | None) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, for the summary; `error` is the code of what ended a failed one."""
+    """How a run ended, for the summary.
+
+    Attributes:
+        reason: What ended it.
+        state: How far it is.
+        first_step: The step that this start went on from; 0 for a fresh start.
+        train_loss: Running average of the training loss, nats a token; None where there is none.
+        final: The validation of its last step; None where there was none.
+        seconds: Wall clock of this start.
+        tokens: Trained on in this start.
+        skipped_steps: Steps without an update, since step 1.
+        checkpoint: The newest one that this start wrote; None where it wrote none.
+        seconds_by_phase: Seconds by kind of work, such as "steps" and "validation".
+        error: Code of what ended a failed run.
+    """
 
     reason: Reason
     state: Progressed
@@ -73,6 +87,31 @@ class Run:
     `recover` is called where memory ran out: it replaces `config`, `backend`, both kinds of batches and
     `sample`, and may set `state` back to the last saved step. `events` is what it did; `provisional`
     is whether the newest checkpoint was written for it, without the validation of its step.
+
+    Attributes:
+        config: The resolved experiment.
+        specs: Its parameter table.
+        backend: The model and optimizer, in mode "train".
+        batches: Micro-batches of each step that is left, in order.
+        eval_batches: The validation windows.
+        token_bytes: int64 `[V]`: bytes of text that each token stands for.
+        folder: The run folder.
+        log: Its `metrics.jsonl`.
+        console: The terminal.
+        signals: Whether somebody asked it to stop.
+        meta: Of the newest checkpoint, or of where it started.
+        state: How far it is.
+        stop_step: The step it stops at, at most `config.train.total_steps`.
+        device: What the backend runs on.
+        floor_nats: Lowest loss that the text allows, nats a token; None where it is not known.
+        sample: Writes the samples of a step; None where none are wanted.
+        phases: Seconds by kind of work, such as "steps" and "validation".
+        checkpoint: The newest one that this start wrote; None where it wrote none yet.
+        first_step: The step that this start went on from; 0 for a fresh start.
+        recover: See above; None where it is not possible.
+        provisional: See above.
+        watch: Memory by the clock; None where nobody looks.
+        events: See above, as rows of the log.
     """
 
     config: RunConfig

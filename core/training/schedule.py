@@ -40,9 +40,11 @@ def lr_scale(
     if schedule == "wsd":
         start = max(warmup_steps, total_steps - round(decay_fraction * total_steps))
     span = total_steps - start
-    progress = 1.0 if span <= 0 else min(max((step - start) / span, 0.0), 1.0)
-    if span <= 0 and step <= start:
-        progress = 0.0
+    if span <= 0:
+        # The decay of wsd rounds to no step: the peak up to the last one, the last value past it.
+        progress = 0.0 if step <= start else 1.0
+    else:
+        progress = min(max((step - start) / span, 0.0), 1.0)
     shape = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1 - progress
     return final_scale + (1 - final_scale) * shape
 

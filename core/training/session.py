@@ -21,6 +21,7 @@ from core.data.sampling.mixture import Mixture, open_mixture, parse_mixture
 from core.errors import PippinError
 from core.machine import detect, remembered
 from core.machine.autoconfig import DataFacts, DeviceFacts, resolve_auto, resolve_early
+from core.machine.backends import Backends
 from core.machine.depth import Dial
 from core.machine.memory import predict_training_memory
 from core.machine.micro_batch import Probed, settle_micro_batch
@@ -32,9 +33,9 @@ from core.training import resume
 from core.training.console import Console
 from core.training.dialling import apply_dial, tell_dial
 from core.training.execute import Job, execute
-from core.training.forecast import Forecast, Pace, disk_plan
+from core.training.forecast import Forecast, Speed, disk_plan
 from core.training.manual import require_complete
-from core.training.options import Backends, Options
+from core.training.options import Options
 from core.training.own_tokenizer import check_own_tokenizer
 from core.training.recovery import smaller
 from core.training.runfolder import RunFolder, next_free_name, refuse_existing
@@ -89,7 +90,7 @@ class Session:
         if start is not None:
             resume.refuse_asked(start, draft)
         prepared = self._prepare(draft, start, mixture)
-        speed, facts = self._resolve(draft, prepared, device, dial)
+        tokens_per_s, facts = self._resolve(draft, prepared, device, dial)
         self._settle_memory(draft, device)
         folder = self._folder(draft, start)
         config = build(draft)
@@ -102,10 +103,10 @@ class Session:
         specs = param_specs(config.model)
         self.console.decided(draft)
         tell_dial(draft, dial, specs, facts.fill, self.console)
-        pace = Pace(speed, self._how)
-        if speed is None:
-            pace = self._expected_pace(config, specs, device, facts)
-        self._forecast(config, specs, device, pace, facts.fill, start, stop_step)
+        speed = Speed(tokens_per_s, self._how)
+        if tokens_per_s is None:
+            speed = self._expected_speed(config, specs, device, facts)
+        self._forecast(config, specs, device, speed, facts.fill, start, stop_step)
         if self.options.dry_run:
             self.console.print(
                 f" dry run    nothing was trained; the prepared text is in {prepared.folder}",
@@ -185,7 +186,8 @@ class Session:
         facts = detect.device_facts(wanted, available)
         if measured:
             facts = replace(facts, device=replace(facts.device, reason=measured))
-        self.console.fact(facts.machine.splitlines()[0], "") if facts.machine else None
+        if facts.machine:
+            self.console.fact(facts.machine.splitlines()[0], "")
         reason = f"auto: {facts.device.reason}" if facts.device.reason else source.where
         versions = " ".join(f"{k} {v}" for k, v in available[facts.device.backend].versions.items())
         self.console.fact("backend", f"{facts.device.backend}  {versions} ({reason or 'given'})")
@@ -284,24 +286,24 @@ class Session:
         draft.resolve("train.save_dir", str(next_free_name(prepared.name)), "next free name")
         return speed, facts
 
-    def _expected_pace(
+    def _expected_speed(
         self,
         config: RunConfig,
         specs: tuple[ParamSpec, ...],
         device: DeviceFacts,
         data: DataFacts,
-    ) -> Pace:
+    ) -> Speed:
         """The speed where nothing had to be measured; a dry run tries steps that are short and fit."""
         budget = device.budget_bytes * config.train.memory_fraction
         if predict_training_memory(config, specs).total > budget:
-            return Pace(None, "unknown: a step does not fit, so none is tried")
+            return Speed(None, "unknown: a step does not fit, so none is tried")
         length, share = math.ceil(data.work * config.data.seq_len), data.fill / data.work
         machine = detect.machine_facts()
         slow = slow_speed(config, device, machine, length)
         if slow is None and (self.options.dry_run or self.options.depth is not None):
-            return Pace(share * self._measure(config, length), "measured")
-        speed, how = slow or predicted_speed(config, device, machine, length)
-        return Pace(None if speed is None else share * speed, how)
+            return Speed(share * self._measure(config, length), "measured")
+        tokens_per_s, how = slow or predicted_speed(config, device, machine, length)
+        return Speed(None if tokens_per_s is None else share * tokens_per_s, how)
 
     def _settle_memory(self, draft: Draft, device: DeviceFacts) -> None:
         """The largest micro-batch that fits; a real step confirms it where a run will follow."""
@@ -395,7 +397,7 @@ class Session:
         config: RunConfig,
         specs: tuple[ParamSpec, ...],
         device: DeviceFacts,
-        pace: Pace,
+        speed: Speed,
         fill: float,
         start: resume.ResumePoint | None,
         stop_step: int,
@@ -404,7 +406,7 @@ class Session:
         forecast = Forecast(
             config,
             specs,
-            pace,
+            speed,
             int(device.budget_bytes * config.train.memory_fraction),
             first_step=0 if start is None else start.meta.step,
             stop_step=stop_step,

@@ -164,7 +164,7 @@ def _print(
     console, folder = run.console, run.folder
     console.print("", always=True)
     step, total = outcome.state.step, run.config.train.total_steps
-    verb = {"done": "done", "stopped": "stopped"}.get(outcome.reason, "stopped")
+    verb = "done" if outcome.reason == "done" else "stopped"
     line = f"{step:,} of {total:,} steps" if step < total else f"{step:,} steps"
     if outcome.reason in ("interrupted", "terminated"):
         how = "by Ctrl-C" if outcome.reason == "interrupted" else "by SIGTERM"

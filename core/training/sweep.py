@@ -19,11 +19,12 @@ from core.config.load import load, parse_override
 from core.config.presets import find_config
 from core.config.schema import is_auto_key, key_names
 from core.errors import EXIT_FAULT, EXIT_SIGINT, EXIT_SIGTERM, PippinError
+from core.machine.backends import Backends
 from core.paths import is_safe_name
 from core.training import format as fmt
 from core.training.console import Console
 from core.training.naming import settle
-from core.training.options import Backends, Options
+from core.training.options import Options
 from core.training.plots import sweep_plot
 from core.training.runfolder import RUNS_DIR, is_run
 from core.training.runlog import METRICS_NAME, SUMMARY_NAME, read_rows, write_json

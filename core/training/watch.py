@@ -82,7 +82,7 @@ class Snapshot:
     metrics: dict[str, Any]
     peaks: dict[str, float] = field(default_factory=dict)
     pressure: int | None = None
-    plan: "Plan | None" = None
+    plan: "MemoryPlan | None" = None
     others: tuple[OtherProcess, ...] = ()
     after: str | None = None
 
@@ -107,7 +107,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What a run's configuration says of its memory.
 
     Attributes:
@@ -125,7 +125,7 @@ class Plan:
     is_shared: bool
 
 
-def read_plan(run: Path) -> Plan | None:
+def read_plan(run: Path) -> MemoryPlan | None:
     """The plan of a run, from its `config.json`; None where there is none that can be read."""
     try:
         config = RunConfig.model_validate_json((run / CONFIG_NAME).read_bytes())
@@ -133,7 +133,7 @@ def read_plan(run: Path) -> Plan | None:
     except (OSError, ValueError):
         return None
     t = config.train
-    return Plan(
+    return MemoryPlan(
         predicted,
         t.memory_fraction,
         t.micro_batch_size,
@@ -273,7 +273,7 @@ class Watch:
         self._clock = clock
         self._others: tuple[OtherProcess, ...] = ()
         self._next_others = clock() if others else math.inf
-        self._plan: Plan | None = None
+        self._plan: MemoryPlan | None = None
         self._plan_time = -1
 
     def look(self) -> Snapshot:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.backend import Batch, dropout_row_keys, dropout_site_salt, dropout_threshold, mix32
+from core.backend import Batch
 from core.config.schema import ModelConfig
+from core.dropout import dropout_row_keys, dropout_site_salt, dropout_threshold, mix32
 
 Array = NDArray[np.float64]
 Params = Mapping[str, Array]

@@ -14,9 +14,9 @@ from core.data.preparing.limit import limited_parts, shares
 from core.data.preparing.prepare import make_shards, wanted_source
 from core.data.preparing.request import resolve_tokenizer
 from core.data.preparing.scan import Item
-from core.data.preparing.split import SPLITS, Split
 from core.data.reading.sources import open_source
 from core.data.shards.manifest import load_manifest, open_shards
+from core.data.split import SPLITS, Split
 from core.data.tokenizers.tokenizer import ByteTokenizer, load_tokenizer
 
 ITEMS = st.lists(st.tuples(st.sampled_from(SPLITS), st.integers(1, 30_000)), max_size=8)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.data.preparing.split import (
+from core.data.split import (
     assign_documents,
     cut_document,
     document_key,

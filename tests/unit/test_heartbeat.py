@@ -13,6 +13,7 @@ import pytest
 from core.config.draft import Draft, Source
 from core.config.schema import key_names
 from core.training import format as fmt
+from core.training.average import Ema
 from core.training.awake import Awake
 from core.training.console import PLAIN_EVERY_S, Console, Progress, Row
 from core.training.heartbeat import LONGEST_SILENCE_S
@@ -223,7 +224,7 @@ def test_facts_break_at_their_separators():
 
 
 def test_the_average_with_a_value_is_that_of_adding_it():
-    one, other = fmt.Ema(), fmt.Ema()
+    one, other = Ema(), Ema()
     for step, value in enumerate((4.0, 3.0, float("nan"), 2.5)):
         expected = other.update(step, value)
         assert one.with_value(value) == pytest.approx(expected) or step == 2

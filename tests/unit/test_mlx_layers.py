@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from backends.mlx import layers, losses
-from core.backend import dropout_row_keys, dropout_site_salt
+from core.dropout import dropout_row_keys, dropout_site_salt
+from core.rope import rope_tables
 from tests.reference import model_np
 
 RNG = np.random.default_rng(2)
@@ -62,7 +63,7 @@ def test_rms_norm_of_bfloat16_is_computed_in_float32() -> None:
 
 def test_rope_is_half_split() -> None:
     x = normal(2, 3, 7, 6)
-    cos, sin = map(mx.array, layers.rope_tables(7, 6, 100.0))
+    cos, sin = map(mx.array, rope_tables(7, 6, 100.0))
     expected = model_np.rope(x.astype(np.float64), 100.0)
     np.testing.assert_allclose(
         np.array(layers.apply_rope(mx.array(x), cos, sin)), expected, atol=1e-6

@@ -28,7 +28,7 @@ from core.machine.pressure import NORMAL, WARNING
 from core.machine.system import GpuMemory, ProcessMemory, SystemMemory
 from core.params import param_specs
 from core.training.runfolder import RunFolder
-from core.training.watch import Plan, RunStatus, Snapshot, Watch, as_object, read_plan
+from core.training.watch import MemoryPlan, RunStatus, Snapshot, Watch, as_object, read_plan
 from tests.helpers import tiny_config
 from tools.memory_monitor import EXIT_ALERT, Monitor, Wishes, main, parse_share, watch
 from tools.monitoring.history import History, Series, graph
@@ -39,7 +39,7 @@ from tools.monitoring.view import fact_rows, headline, view
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
 NOW = 1_000_000.0
-PLAN = Plan(6 * GIB, 0.8, 16, 1, is_shared=True)
+PLAN = MemoryPlan(6 * GIB, 0.8, 16, 1, is_shared=True)
 
 
 def mac(*, free=6.0, swap=0.2, process=5.0, active=4.0, pressure=NORMAL, **changes):
@@ -133,7 +133,7 @@ def test_short_memory_names_what_to_close():
 def test_a_run_that_needs_more_than_predicted_is_told():
     above = mac(peaks={"memory_process_bytes": 8 * GIB})
     assert warnings(above, NOW) == ["the run needs 8.59 GB, more than the predicted 6.44 GB"]
-    card = mac(plan=Plan(6 * GIB, 0.8, 16, 1, is_shared=False), peaks=above.peaks)
+    card = mac(plan=MemoryPlan(6 * GIB, 0.8, 16, 1, is_shared=False), peaks=above.peaks)
     assert warnings(card, NOW) == []  # the process is not what was predicted
 
 
@@ -153,7 +153,7 @@ def test_what_an_earlier_run_of_the_process_left_is_said_and_not_held_against_th
     above = mac(peaks={"memory_process_bytes": 8 * GIB}, after="a-lr-0.02")
     assert warnings(above, NOW) == []
     assert "with what a-lr-0.02 left" in dict(fact_rows(above))["run"]
-    card = mac(after="a-lr-0.02", plan=Plan(6 * GIB, 0.8, 16, 1, is_shared=False))
+    card = mac(after="a-lr-0.02", plan=MemoryPlan(6 * GIB, 0.8, 16, 1, is_shared=False))
     assert "left" not in dict(fact_rows(card))["run"]
 
 
@@ -197,7 +197,7 @@ def test_the_plan_is_the_forecast_of_the_runs_own_configuration(tmp_path, monkey
         watcher = Watch(run)
         found = watcher.look()
         expected = predict_training_memory(config, param_specs(config.model)).total
-        assert found.plan == Plan(expected, 0.8, 4, 3, is_shared=True)
+        assert found.plan == MemoryPlan(expected, 0.8, 4, 3, is_shared=True)
         assert found.run_peak_bytes == 9_000_000_000
         out = as_object(found, NOW)["run"]
         assert (out["predicted_bytes"], out["peak_bytes"]) == (expected, 9_000_000_000)

@@ -11,6 +11,7 @@ import pytest
 
 from core.config.draft import Draft, Source
 from core.training import format as fmt
+from core.training.average import Ema
 from core.training.cadence import sample_steps, shown_steps
 from core.training.console import Console, Row
 from core.training.plots import loss_plot
@@ -93,13 +94,13 @@ def test_bars_mark_chance_and_survive_ascii():
 
 
 def test_the_average_is_unbiased_from_its_first_value():
-    ema = fmt.Ema(0.9)
+    ema = Ema(0.9)
     assert ema.update(1, 4.0) == pytest.approx(4.0)
     assert ema.update(2, 2.0) == pytest.approx((0.9 * 0.1 * 4 + 0.1 * 2) / (0.9 * 0.1 + 0.1))
 
 
 def test_a_trend_needs_more_than_noise():
-    falling, flat = fmt.Ema(), fmt.Ema()
+    falling, flat = Ema(), Ema()
     for i in range(50):
         falling.update(i, 5 - 0.1 * i)
         flat.update(i, 3 + 0.5 * (-1) ** i)
@@ -153,7 +154,7 @@ def test_the_plot_is_drawn_from_rows_and_needs_two(tmp_path):
 
 def test_a_trend_costs_the_same_late_in_a_long_run():
     """Each average is looked at once: the last tenth of the run is all that is kept."""
-    ema = fmt.Ema()
+    ema = Ema()
     for step in range(1, 20_001):
         ema.update(step, 5 - step / 5000)
         assert ema.trend(20_000) in ("", "→", "↘")

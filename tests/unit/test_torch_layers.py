@@ -16,11 +16,11 @@ from backends.torch_common.layers import (
     attention,
     dropout,
     ordered_lookup,
-    rope_tables,
     scatter_rows,
 )
 from backends.torch_common.losses import _HeadLoss, token_nll
-from core.backend import dropout_row_keys
+from core.dropout import dropout_row_keys
+from core.rope import rope_tables
 from tests.helpers import tiny_config
 from tests.reference import model_np
 

@@ -202,7 +202,7 @@ def no_bias_correction(monkeypatch):
 
 def other_coefficients(monkeypatch):
     *_, optim = torch_layers()
-    monkeypatch.setattr(optim, "NS_A", 3.4445 * 1.01)
+    monkeypatch.setattr(optim, "NS_COEFFICIENTS", (3.4445 * 1.01, -4.7750, 2.0315))
 
 
 def no_clip(monkeypatch):

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from core.cli import Parser, make_parser
-from core.data.preparing.split import SPLITS
 from core.data.shards.manifest import Manifest, load_manifest, open_shards
 from core.data.shards.stream import TokenStream
 from core.data.shards.verify import check_sizes, own_tokenizer, verify_shards
 from core.data.show import Row, render_rows
+from core.data.split import SPLITS
 from core.data.tokenizers.tokenizer import Tokenizer
 from core.errors import PippinError
 from tools.preparing.statistics import measure, plot

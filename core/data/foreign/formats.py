@@ -24,7 +24,7 @@ from core.data.foreign.files import (
     open_raw,
     pickle_refused,
 )
-from core.data.preparing.split import SPLITS, Split
+from core.data.split import SPLITS, Split
 from core.errors import PippinError
 
 __all__ = ["FORMATS", "Foreign", "TokenArrays", "detect", "read_foreign"]

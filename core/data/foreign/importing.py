@@ -21,7 +21,6 @@ from core.data.foreign.formats import Foreign, TokenArrays, read_foreign
 from core.data.preparing.building import ids_dtype, write_manifest
 from core.data.preparing.ours import LOCK, private_folder, remove_stale
 from core.data.preparing.shard_builder import SHARD_TOKENS, SplitBuilder, not_writable
-from core.data.preparing.split import SPLITS, Split, assign_documents, keep_apart, moved_notes
 from core.data.shards.manifest import (
     Manifest,
     SourceInfo,
@@ -29,6 +28,7 @@ from core.data.shards.manifest import (
     file_sha256,
 )
 from core.data.shards.stream import TokenStream
+from core.data.split import SPLITS, Split, assign_documents, keep_apart, moved_notes
 from core.data.tokenizers.tokenizer import Tokenizer
 from core.durable import flush_folder
 from core.errors import PippinError

@@ -35,7 +35,6 @@ from core.data.preparing.shard_builder import (
     not_writable,
     write_durably,
 )
-from core.data.preparing.split import SPLITS
 from core.data.shards.manifest import (
     FORMAT,
     MANIFEST,
@@ -46,6 +45,7 @@ from core.data.shards.manifest import (
     TokenizerInfo,
     load_manifest,
 )
+from core.data.split import SPLITS
 from core.data.tokenizers.tokenizer import Tokenizer
 from core.durable import flush_folder
 from core.errors import PippinError

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from core.data.chat import TRAIN_EOS, encode_segments
 from core.data.preparing.scan import Item
-from core.data.preparing.split import SPLITS
 from core.data.reading.example import Segment
+from core.data.split import SPLITS
 from core.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from core.errors import EXIT_FAULT, PippinError
 

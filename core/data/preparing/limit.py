@@ -7,8 +7,8 @@ text for validation, its end, not at all: of documents that are cut each split h
 from collections.abc import Iterator, Mapping
 
 from core.data.preparing.scan import Item
-from core.data.preparing.split import Split
 from core.data.shards.manifest import SourceInfo
+from core.data.split import Split
 from core.data.tokenizers.tokenizer import Tokenizer
 
 # The shortest parts whose ids, joined, are those of the text for every text.

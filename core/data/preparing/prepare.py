@@ -44,7 +44,6 @@ from core.data.preparing.reuse import (
     safe_name,
 )
 from core.data.preparing.scan import STREAMED, Scan, scan_source, split_items
-from core.data.preparing.split import SPLITS, document_key
 from core.data.reading.bad_lines import OnBadLine
 from core.data.reading.sources import ReadOptions, Source, StorySource
 from core.data.shards.manifest import (
@@ -58,6 +57,7 @@ from core.data.shards.manifest import (
     other_tokenizer,
 )
 from core.data.shards.verify import own_tokenizer
+from core.data.split import SPLITS, document_key
 from core.data.tokenizers.tokenizer import KINDS, Tokenizer, cut_text, load_tokenizer
 from core.data.tokenizers.training import train_tokenizer
 from core.errors import PippinError

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from core.data.preparing.split import (
+from core.data.reading.example import Segment
+from core.data.reading.sources import Document, Source
+from core.data.shards.manifest import SourceInfo
+from core.data.split import (
     SPLITS,
     Split,
     assign_documents,
@@ -20,9 +23,6 @@ from core.data.preparing.split import (
     moved_notes,
     split_by_key,
 )
-from core.data.reading.example import Segment
-from core.data.reading.sources import Document, Source
-from core.data.shards.manifest import SourceInfo
 from core.data.tokenizers.tokenizer import code_points
 from core.errors import PippinError
 

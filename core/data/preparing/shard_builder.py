@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from core.data.preparing.split import Split
 from core.data.shards.manifest import FileInfo, SplitInfo
+from core.data.split import Split
 from core.durable import flush_to_disk
 from core.errors import PippinError
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.data.preparing.split import Split
+from core.data.split import Split
 from core.errors import PippinError
 
 _FORMATS = {

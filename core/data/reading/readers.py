@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.data.preparing.split import Split
 from core.data.reading.bad_lines import (
     Tally,
     in_other_unicode,
@@ -29,6 +28,7 @@ from core.data.reading.json_arrays import (
     no_array,
 )
 from core.data.reading.nearby import file_format
+from core.data.split import Split
 from core.errors import PippinError
 
 _BOM = b"\xef\xbb\xbf"

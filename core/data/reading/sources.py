@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from core.data.preparing.split import Split
 from core.data.reading.bad_lines import OnBadLine, Tally
 from core.data.reading.byte_streams import Meter, content_sha256
 from core.data.reading.example import Segment
@@ -28,6 +27,7 @@ from core.data.reading.selection import (
     sound,
 )
 from core.data.reading.selection import ReadOptions as ReadOptions
+from core.data.split import Split
 from core.errors import PippinError
 
 HUB_PREFIX = "hf:"

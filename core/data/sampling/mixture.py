@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.data.preparing.split import Split
 from core.data.sampling.parts import TrainParts
 from core.data.sampling.windows import make_windows
 from core.data.shards.manifest import Manifest, load_manifest, open_shards
 from core.data.shards.stream import TokenStream
+from core.data.split import Split
 from core.errors import PippinError
 
 __all__ = ["Mixture", "MixtureItem", "open_mixture", "parse_mixture"]

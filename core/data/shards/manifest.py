@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from core.data.preparing.split import Split
 from core.data.shards.stream import TokenStream
+from core.data.split import Split
 from core.errors import PippinError
 from core.paths import is_safe_name
 

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Iterator
 
-from core.data.preparing.split import document_key
+from core.data.split import document_key
 from core.data.tokenizers.base import cut_text
 
 BLOCK_CHARS = 20_000

@@ -2,9 +2,10 @@
 
 import sys
 
+from core.machine.backends import Backends
 from core.training.options import Options
 from core.training.verification.report import Check, Printer
-from core.training.verification.verifying import Backends, Request, verify
+from core.training.verification.verifying import Request, verify
 
 
 def request_of(options: Options) -> Request:

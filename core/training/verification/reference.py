@@ -12,16 +12,16 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from core.backend import (
+from core.backend import Batch
+from core.config.schema import ModelConfig, TrainConfig
+from core.dropout import (
     SITE_ATTENTION,
     SITE_MLP,
-    Batch,
     dropout_row_keys,
     dropout_site_salt,
     dropout_threshold,
     mix32,
 )
-from core.config.schema import ModelConfig, TrainConfig
 
 Array = NDArray[np.float64]
 Params = Mapping[str, Array]

@@ -45,7 +45,7 @@ GB = 1e9
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRun:
     """A configuration as far as it can be known before its text is prepared."""
 
     config: RunConfig
@@ -240,7 +240,7 @@ def _hub_library(given: str) -> Check:
     return Check("data", "text", "pass", figure)
 
 
-def plan(draft: Draft, device: DeviceFacts, text_bytes: int) -> Plan:
+def plan(draft: Draft, device: DeviceFacts, text_bytes: int) -> PlannedRun:
     """Resolve everything without preparing or measuring: automatic sizes are then the smallest.
 
     Raises:
@@ -257,10 +257,10 @@ def plan(draft: Draft, device: DeviceFacts, text_bytes: int) -> Plan:
     is_stories = trial.values["data.input_file"] is None
     resolve_auto(trial, DataFacts(vocab, tokens, "text", is_stories), device, None)
     trial.resolve("train.save_dir", f"{RUNS_DIR}/text-1", "")
-    return Plan(build(trial), device, text_bytes)
+    return PlannedRun(build(trial), device, text_bytes)
 
 
-def memory(draft: Draft, planned: Plan) -> Check:
+def memory(draft: Draft, planned: PlannedRun) -> Check:
     """The predicted peak of a step against the share of the device's budget that it may use."""
     config = planned.config
     specs = param_specs(config.model)
@@ -301,7 +301,7 @@ def _fitting(config: RunConfig, budget: int) -> str:
     return "a smaller model: model.n_layers, model.d_model"
 
 
-def disk(planned: Plan, free: Callable[[str], int | None]) -> Check:
+def disk(planned: PlannedRun, free: Callable[[str], int | None]) -> Check:
     """Checkpoints, the new one beside those that are kept, and the prepared text."""
     config = planned.config
     kept = config.train.ckpt_keep + 2  # the best, and the one that is being written

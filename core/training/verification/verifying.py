@@ -4,16 +4,15 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from core.backend import Availability, CreateBackend
-from core.checkpoint import Checkpoint
+from core.backend import Availability
 from core.config.draft import Draft
 from core.config.load import load
 from core.errors import PippinError
 from core.machine import detect
 from core.machine.autoconfig import DeviceFacts
+from core.machine.backends import Backends
 from core.machine.facts import MachineFacts
 from core.machine.probe import Probe, this_machine
 from core.training.verification import surroundings
@@ -23,22 +22,6 @@ from core.training.verification.selftests import Subject, run_apart, run_here
 DEFAULT_CONFIG = "quickstart"
 # Problems of the command line, not of what is verified.
 USAGE_CODES = ("P011", "P012")
-
-
-class Backends(Protocol):
-    """What `backends` offers; passed in, because core imports no backend."""
-
-    def available(self) -> dict[str, Availability]:
-        """Every backend by name."""
-        ...
-
-    def load(self, name: str) -> CreateBackend:
-        """Import one and return its `create`."""
-        ...
-
-    def open_checkpoint(self, path: Path) -> Checkpoint:
-        """Open a file of either suffix."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from core.backend import MLX_LINUX_BUILDS, Availability, CreateBackend
 from core.checkpoint import initial_checkpoint
@@ -30,6 +30,7 @@ from core.machine.autoconfig import (
     resolve_auto,
     resolve_early,
 )
+from core.machine.backends import Backends
 from core.machine.depth import apply_depth
 from core.machine.detect import device_facts, machine_facts
 from core.machine.facts import MachineFacts
@@ -42,18 +43,6 @@ from core.machine.timebudget import apply_time_budget, parse_minutes
 from core.params import num_parameters, param_specs
 
 PROBE_SECONDS = 2.0
-
-
-class Backends(Protocol):
-    """What `backends` offers; passed in, because core imports no backend."""
-
-    def available(self) -> dict[str, Availability]:
-        """Every backend by name."""
-        ...
-
-    def load(self, name: str) -> CreateBackend:
-        """Import one and return its `create`."""
-        ...
 
 
 @dataclass(frozen=True)

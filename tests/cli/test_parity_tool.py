@@ -292,7 +292,7 @@ def test_a_fault_scales_one_tensor_alone() -> None:
 def test_errors_name_the_tools_own_flags(capsys):
     from tools import parity
 
-    assert parity.main(["model.d_model=33"]) == 2
+    assert parity.main(["model.d_model=34"]) == 2
     err = capsys.readouterr().err
     assert "the built-in experiment: model.n_heads = 4" in err and "--n_heads" not in err
     assert parity.main(["--backends", "cpu,nothing"]) == 2

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from core.data.reading.bad_lines import Tally
+from core.data.reading.documents import Document
 from core.data.reading.readers import Record, read_records
-from core.data.reading.sources import Document, ReadOptions, open_source
+from core.data.reading.sources import ReadOptions, open_source
 from core.errors import PippinError
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {

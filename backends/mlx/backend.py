@@ -19,9 +19,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from backends import checkpoint_format
+from backends.mlx.cache import KVCache
 from backends.mlx.failures import Shape, check_scores, explain, explained, shapes_of
 from backends.mlx.losses import pretrain_loss, token_nll
-from backends.mlx.model import KVCache, Transformer
+from backends.mlx.model import Transformer
 from backends.mlx.optim import (
     Arrays,
     LossScaler,

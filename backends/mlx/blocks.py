@@ -3,18 +3,14 @@
 Legend: B rows, T tokens, D d_model.
 """
 
-from typing import TYPE_CHECKING
-
 import mlx.core as mx
 from mlx import nn
 
+from backends.mlx.cache import KVCache, Mask
 from backends.mlx.experts import MixtureOfExperts
-from backends.mlx.layers import MLP, Attention, Mask, RMSNorm, dropout
+from backends.mlx.layers import MLP, Attention, RMSNorm, dropout
 from core.config.schema import ModelConfig
 from core.dropout import SITE_ATTENTION, SITE_MLP, dropout_site_salt
-
-if TYPE_CHECKING:
-    from backends.mlx.model import KVCache
 
 
 class DecoderLayer(nn.Module):
@@ -36,7 +32,7 @@ class DecoderLayer(nn.Module):
         rope: tuple[mx.array, mx.array],
         mask: Mask,
         row_keys: mx.array | None = None,
-        cache: "KVCache | None" = None,
+        cache: KVCache | None = None,
         weights: mx.array | None = None,
     ) -> tuple[mx.array, mx.array | None]:
         """`[B, T, D]` to `[B, T, D]`, and `balance_sum` where there are experts and weights."""

@@ -8,19 +8,15 @@ Legend: B rows, T tokens, S keys, D d_model, H query heads, K key/value heads, D
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 
+from backends.mlx.cache import KVCache, Mask
 from core.chunks import FSUM_BLOCK
 from core.config.schema import ModelConfig
 from core.dropout import dropout_threshold
-
-if TYPE_CHECKING:
-    from backends.mlx.model import KVCache
-
-Mask = mx.array | str | None
 
 
 def fsum(x: mx.array, *, batch_dims: int = 0) -> mx.array:
@@ -178,7 +174,7 @@ class Attention(nn.Module):
         x: mx.array,
         rope: tuple[mx.array, mx.array],
         mask: Mask,
-        cache: "KVCache | None" = None,
+        cache: KVCache | None = None,
     ) -> mx.array:
         """Attend from `x` `[B, T, D]`, to its own keys or to those of the cache."""
         shape = (*x.shape[:2], -1, self.head_dim)

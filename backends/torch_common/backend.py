@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends import checkpoint_format
+from backends.torch_common.cache import KVCache
 from backends.torch_common.device import DevicePolicy, Loss
 from backends.torch_common.failures import Shape, explain, explained, shapes_of
 from backends.torch_common.losses import pretrain_loss, token_nll
-from backends.torch_common.model import KVCache, Transformer
+from backends.torch_common.model import Transformer
 from backends.torch_common.optim import LossScaler, Optimizer, clip_scale, global_norm
 from core.backend import (
     Batch,

@@ -3,18 +3,14 @@
 Legend: B rows, T tokens, D d_model.
 """
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
+from backends.torch_common.cache import KVCache
 from backends.torch_common.device import DevicePolicy
 from backends.torch_common.experts import MixtureOfExperts
 from backends.torch_common.layers import MLP, Attention, RMSNorm, dropout
 from core.config.schema import ModelConfig
 from core.dropout import SITE_ATTENTION, SITE_MLP, dropout_site_salt
-
-if TYPE_CHECKING:
-    from backends.torch_common.model import KVCache
 
 
 class DecoderLayer(nn.Module):
@@ -36,7 +32,7 @@ class DecoderLayer(nn.Module):
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None,
         row_keys: Tensor | None = None,
-        cache: "KVCache | None" = None,
+        cache: KVCache | None = None,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """`[B, T, D]` to `[B, T, D]`, and `balance_sum` where there are experts and weights."""

@@ -8,19 +8,17 @@ Legend: B rows, T tokens, S keys, D d_model, H query heads, K key/value heads, D
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backends.torch_common.cache import KVCache
 from backends.torch_common.device import DevicePolicy, expand_heads
 from core.chunks import FSUM_BLOCK
 from core.config.schema import ModelConfig
 from core.dropout import dropout_threshold
-
-if TYPE_CHECKING:
-    from backends.torch_common.model import KVCache
 
 # Added to hidden scores. Finite, and in range of float16: -inf gives NaN on some devices.
 MASKED = -3e4
@@ -258,7 +256,7 @@ class Attention(nn.Module):
         x: Tensor,
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        cache: "KVCache | None" = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Attend from `x` `[B, T, D]`, to its own keys or to those of the cache."""
         shape = (*x.shape[:2], -1, self.head_dim)

@@ -34,9 +34,10 @@ from core.data.reading.chat_formats import (
     detect_format,
     normalise,
 )
+from core.data.reading.documents import Document
 from core.data.reading.example import Segment
 from core.data.reading.readers import Record
-from core.data.reading.sources import Document, RecordSource
+from core.data.reading.sources import RecordSource
 from core.data.split import Split
 from core.data.tokenizers.tokenizer import CHAT_SYMBOLS, Ids, Tokenizer
 from core.errors import PippinError

@@ -25,7 +25,8 @@ from core.data.chat import (
     prompt_segments,
 )
 from core.data.reading.chat_formats import Chat, Message, Pair, Plain
-from core.data.reading.sources import Document, ReadOptions, open_source
+from core.data.reading.documents import Document
+from core.data.reading.sources import ReadOptions, open_source
 from core.data.tokenizers.tokenizer import CHAT_SYMBOLS, ByteTokenizer, Tokenizer
 from core.data.tokenizers.training import train_tokenizer
 from core.errors import PippinError

@@ -19,7 +19,7 @@ import pytest
 
 from core.data.preparing.prepare import Prepared, prepare
 from core.data.preparing.scan import scan_source, split_items
-from core.data.reading.sources import Document
+from core.data.reading.documents import Document
 from core.data.shards.manifest import SourceInfo, document_offsets, load_manifest, open_shards
 from core.data.split import SPLITS, Split
 from core.data.tokenizers.training import train_tokenizer

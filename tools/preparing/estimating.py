@@ -11,7 +11,8 @@ from core.data.preparing.building import Content, ids_dtype
 from core.data.preparing.encoding import cut_blocks, encode_block
 from core.data.preparing.request import TokenizerRequest
 from core.data.preparing.scan import Item
-from core.data.reading.sources import Document, FileSource, Source
+from core.data.reading.documents import Document
+from core.data.reading.sources import FileSource, Source
 from core.data.split import SPLITS, Split
 from core.data.tokenizers.tokenizer import Tokenizer
 from core.data.tokenizers.training import train_tokenizer

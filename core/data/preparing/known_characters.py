@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core.data.chat import ChatSource
-from core.data.reading.sources import Document, RecordSource, Source, StorySource
+from core.data.reading.documents import Document
+from core.data.reading.sources import RecordSource, Source, StorySource
 from core.data.tokenizers.tokenizer import Tokenizer
 from core.errors import PippinError
 

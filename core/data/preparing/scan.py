@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from core.data.reading.documents import Document
 from core.data.reading.example import Segment
-from core.data.reading.sources import Document, Source
+from core.data.reading.sources import Source
 from core.data.shards.manifest import SourceInfo
 from core.data.split import (
     SPLITS,

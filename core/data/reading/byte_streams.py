@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from core.data.reading.nearby import file_format
+from core.data.reading.file_kinds import file_format
 from core.errors import PippinError
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from typing import Any
 
 from core.data.reading.bad_lines import Tally
 from core.data.reading.byte_streams import content_sha256, missing_package
+from core.data.reading.documents import HUB_PREFIX, Document, text_documents
 from core.data.reading.nearby import nearby_text
 from core.data.reading.readers import Record, import_pyarrow
 from core.data.reading.selection import (
@@ -25,7 +26,6 @@ from core.data.reading.selection import (
     bad_text_field,
     limited_records,
 )
-from core.data.reading.sources import HUB_PREFIX, Document, text_documents
 from core.errors import PippinError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")

@@ -7,22 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from core.data.reading.file_kinds import FILE_KINDS, KINDS_IN_WORDS, PACKED, file_format
+from core.data.reading.json_arrays import is_array_of_objects
 from core.data.split import Split
 from core.errors import PippinError
 
-_FORMATS = {
-    ".txt": "text",
-    ".md": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
-PACKED = (".gz", ".zst")
-# Parquet is packed inside: around it, .gz would only hide the index at its end.
-FILE_KINDS = (*_FORMATS, *(f"{s}{p}" for s in _FORMATS if s != ".parquet" for p in PACKED))
-KINDS_IN_WORDS = f"{' '.join(_FORMATS)}, and all but parquet also with {' or '.join(PACKED)}"
 # Kinds for which "not UTF-8" would be a poor explanation.
 _OTHER_KINDS = frozenset(
     ".7z .arrow .bin .bz2 .docx .epub .npy .npz .pdf .pt .safetensors .tar .tgz .xz .zip".split()
@@ -74,17 +63,6 @@ class Found:
     skipped_hidden: int = 0
     skipped_others: int = 0
     skipped_copies: int = 0
-
-
-def file_format(path: Path) -> tuple[str, str]:
-    """Format and packing of a file by its name.
-
-    Returns:
-        "text", "jsonl", "json", "csv" or "parquet", and "", ".gz" or ".zst". What is unknown is text.
-    """
-    packed = path.suffix.lower() if path.suffix.lower() in PACKED else ""
-    inner = Path(path.stem) if packed else path
-    return _FORMATS.get(inner.suffix.lower(), "text"), packed
 
 
 def find_files(given: Path) -> Found:
@@ -255,8 +233,6 @@ def _is_text(path: Path, kinds: tuple[str, ...]) -> bool:
         return False
     if file_format(path)[0] != "json":
         return True
-    from core.data.reading.json_arrays import is_array_of_objects  # which reads files by their kind
-
     return path.is_file() and is_array_of_objects(path)
 
 

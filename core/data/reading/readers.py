@@ -21,13 +21,13 @@ from core.data.reading.bad_lines import (
     too_long,
 )
 from core.data.reading.byte_streams import DamagedError, Meter, missing_package, opened
+from core.data.reading.file_kinds import file_format
 from core.data.reading.json_arrays import (
     NoArrayError,
     array_elements,
     decoded_blocks,
     no_array,
 )
-from core.data.reading.nearby import file_format
 from core.data.split import Split
 from core.errors import PippinError
 

@@ -8,7 +8,7 @@ is counted always. How files are read is `core.data.reading.readers`.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,43 +16,18 @@ from typing import Any, Protocol
 
 from core.data.reading.bad_lines import OnBadLine, Tally
 from core.data.reading.byte_streams import Meter, content_sha256
-from core.data.reading.example import Segment
-from core.data.reading.nearby import Found, InputFile, file_format, find_files, nearby_text
+from core.data.reading.documents import HUB_PREFIX, Document, text_documents
+from core.data.reading.file_kinds import file_format
+from core.data.reading.nearby import Found, InputFile, find_files, nearby_text
 from core.data.reading.readers import Record, read_records
 from core.data.reading.selection import (
     DEFAULT_OPTIONS,
-    bad_text_field,
     limited_records,
-    scored,
     sound,
 )
 from core.data.reading.selection import ReadOptions as ReadOptions
 from core.data.split import Split
 from core.errors import PippinError
-
-HUB_PREFIX = "hf:"
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text.
-
-    Attributes:
-        text: The text, at least one character that is not white space; of a chat all segments
-            joined.
-        origin: Where it is: "book.txt", "data.jsonl:17", "story 12".
-        entropy_bits: Upper bound of its information where it was generated, else None.
-        split: Where the source itself decides it, else None.
-        segments: Text and control symbols of a chat; None for plain text.
-        group: Documents of one group stay in one split and next to each other.
-    """
-
-    text: str
-    origin: str
-    entropy_bits: float | None = None
-    split: Split | None = None
-    segments: tuple[Segment, ...] | None = None
-    group: str | None = None
 
 
 class Source(Protocol):
@@ -185,30 +160,6 @@ class FileSource:
                     yield replace(record, fields={self.options.text_field: record.fields["text"]})
                 else:
                     yield record
-
-
-def text_documents(
-    records: Iterable[Record], options: ReadOptions, tally: Tally
-) -> Iterator[Document]:
-    """Documents of the text field of records, filtered and limited as the options say.
-
-    Raises:
-        PippinError: P202 for a record without text, unless the tally skips it.
-    """
-    count = 0
-    for record in scored(records, options, tally):
-        problem = bad_text_field(record.fields, options.text_field, record.where)
-        if problem is not None:
-            tally.reject(problem[0], record.origin, problem[1])
-            continue
-        text = record.fields[options.text_field]
-        if not text or text.isspace():
-            tally.done["empty documents left out"] += 1
-            continue
-        yield Document(text, record.origin, split=record.split)
-        count += 1
-        if count == options.num_documents:
-            return
 
 
 @dataclass

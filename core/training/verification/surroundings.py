@@ -17,6 +17,7 @@ from core.config.draft import Draft
 from core.config.load import build
 from core.config.schema import RunConfig
 from core.data.preparing.prepare import ready_folder
+from core.data.reading.documents import HUB_PREFIX
 from core.data.reading.sources import open_source
 from core.data.sampling.mixture import open_mixture, parse_mixture
 from core.data.shards.manifest import load_manifest
@@ -37,7 +38,6 @@ from core.params import num_parameters, param_specs
 from core.training.runfolder import RUNS_DIR
 from core.training.verification.report import Check, Status
 
-HUB_PREFIX = "hf:"
 # Bytes of text a token stands for, about, and bytes of a token in a shard.
 BYTES_PER_TOKEN, SHARD_BYTES = 4, 2
 MIN_MACOS = 14

@@ -213,8 +213,12 @@ def test_step_that_is_not_finite_is_skipped(make, optimizer):
     assert not np.array_equal(snapshot(backend)["norm.weight"], before["norm.weight"])
 
 
-def test_step_without_weight_changes_nothing_and_is_no_skip(make):
-    backend = make()
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"train__precision": "float16"}, {"model__n_experts": 4}, {"train__optimizer": "adamw"}],
+)
+def test_step_without_weight_changes_nothing_and_is_no_skip(make, overrides):
+    backend = make(**overrides)
     run(backend, 2)
     before = snapshot(backend)
     batch = random_batch(backend.config)

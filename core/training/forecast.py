@@ -208,7 +208,9 @@ def refuse_too_large(
         f"{fmt.gigabytes(budget_bytes)}{whose}.",
         found=f"at its most ({forecast.moment}): {_parts(forecast)}",
         choices=(*choices, "--force   (tries it all the same)"),
-        remedy="" if choices else "no smaller setting of this model fits; close other programs",
+        remedy=f"the same command with {found[0].typed}"
+        if found
+        else "no smaller setting of this model fits; close other programs",
         kept="nothing was started.",
     )
 

@@ -38,7 +38,7 @@ LOSS_AHEAD = 5.5
 LOSS_CHUNKS, LOSS_CHUNKS_AHEAD = (0.0, 1.0, 2.0, 4.0), (0.0, 1.0, 1.7, 2.08)
 # Products of the size of the head's matrix beside its gradient, at most: measured likewise.
 HEAD_AHEAD = 2.5
-# The last block's backward pass has two windows; whichever holds more is the peak. The numbers below are
+# The last block's backward pass has two windows; whichever holds most is the peak. The numbers below are
 # counts of tensors, fitted by least squares to 100 steps: the grid's, and others that varied one width at a
 # time (head_dim 16 to 256, d_model 32 to 512, heads, d_ff up to 4 d_model, T, layers, dtype).
 # Around its MLP: of the stream's size, the MLP's, and the queries'.
@@ -49,6 +49,9 @@ QUERIES_AHEAD, KEYS_AHEAD, STREAM_AHEAD, SCORES_AHEAD = 4.9, 11.2, 7.4, 2.46
 SHARED_AHEAD = 2.0
 # Without norms of queries and keys, fewer of both.
 NORM_AHEAD = 3.3
+# Where nothing is computed again, also by the stream's size, the MLP's and the scores' alone: fitted to
+# models whose queries are as wide as the stream, and the better count there.
+EVEN_STREAM_AHEAD, EVEN_MLP_AHEAD, EVEN_SCORES_AHEAD = 13.2, 3.0, 2.1
 # Where blocks are computed again, the host has begun the one before. Around the MLP all of it is there,
 # around attention what it has made up to its scores. With a third block, more of the stream's size, and
 # around the MLP of the MLP's.
@@ -158,6 +161,10 @@ def _blocks_backward(led: Ledger, sizes: Sizes, kept: float) -> None:
     # The stream's gradients are in the compute dtype, the norms' in float32.
     work = MLP_STREAM_AHEAD * (sizes.wide + sizes.stream) / 2 + MLP_AHEAD * sizes.hidden
     work += MLP_QUERIES_AHEAD * wide * sizes.queries
+    if not recompute:
+        even = EVEN_STREAM_AHEAD * sizes.wide + EVEN_MLP_AHEAD * sizes.hidden
+        even += EVEN_SCORES_AHEAD * scores(sizes)
+        led.spike(WORKSPACE, even, "backward of the last block")
     deep = DEEP_STREAM_AHEAD * sizes.stream if again and m.n_layers > 2 else 0.0
     if deep:
         work += deep + DEEP_MLP_AHEAD * sizes.hidden + sizes.kept_experts

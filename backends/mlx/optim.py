@@ -269,8 +269,8 @@ class LossScaler:
             scale = state["loss_scale"]
             overflow = fair & ~mx.isfinite(norm) & (scale > 1)
             skipped = skipped & ~overflow
-            good = mx.where(empty, state["good_steps"], 0.0)
-            good = mx.where(ok, state["good_steps"] + 1, good)
+            good = state["good_steps"]
+            good = mx.where(ok, good + 1, mx.where(empty, good, 0.0))
             grown = good >= SCALE_GROWTH_INTERVAL
             scale = mx.where(overflow, mx.maximum(scale / 2, 1.0), scale)
             new["loss_scale"] = mx.where(grown, mx.minimum(scale * 2, SCALE_MOST), scale)

@@ -83,7 +83,7 @@ def _mend(path: Path, error: Exception) -> tuple[str, str]:
     folder = shlex.quote(str(path.parent))
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EROFS:
-        return "its disk is read-only.", "a folder on another disk, and the same command again"
+        return "its disk is read-only.", "a folder on another disk"
     if number in (errno.EACCES, errno.EPERM):
         return "", f"ls -ld {folder}   (you may not write there), or another folder"
     if number in (errno.ENOENT, errno.ENOTDIR):
@@ -93,8 +93,8 @@ def _mend(path: Path, error: Exception) -> tuple[str, str]:
     except OSError:
         free = f"the folder {path.parent} cannot be used"
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return free, "free space on the disk, and the same command again, or a folder elsewhere"
-    return free, "the same command again; where it fails the same way, check the disk"
+        return free, "free space on the disk, or a folder elsewhere"
+    return free, "check the disk, and try again"
 
 
 def clean_temporaries(folder: Path) -> tuple[Path, ...]:

@@ -129,7 +129,7 @@ def resolve_shape(draft: Draft, d_model: int, n_layers: int) -> None:
         resolve("model.n_heads", heads, f"heads of {width // heads}")
     resolve("model.n_kv_heads", values["model.n_heads"], "as model.n_heads")
     resolve("model.head_dim", width // int(values["model.n_heads"]), "d_model / n_heads")
-    d_ff = max(8 * round(float(values["model.mlp_multiple"]) * width / 8), 8)
+    d_ff = dials.hidden_width(float(values["model.mlp_multiple"]), width)
     resolve("model.d_ff", d_ff, f"{values['model.mlp_multiple']:.3g} x d_model")
 
 

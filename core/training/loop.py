@@ -194,8 +194,6 @@ class Loop:
         if self.r.checkpoint is not None:
             again = f"python train.py --resume {shlex.quote(str(self.r.folder))}"
             error.kept = f"saved: {self.r.checkpoint}; go on with {again}"
-            if tried:  # the same command again would meet a folder that holds a run
-                error.remedy = f"free space on the disk, then: {again}"
         elif self._first == 0:
             error.kept = "no step of this run was saved."
         return error

@@ -29,7 +29,7 @@ class Reporter:
     """Tells of a run's steps.
 
     Args:
-        run: The run; nothing of it is changed.
+        run: The run, whose log, terminal and watch over memory are told; its state is only read.
         pace: Its speed, kept up to date by the loop.
 
     Attributes:

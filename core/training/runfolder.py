@@ -66,12 +66,11 @@ def find_run(name_or_path: str) -> Path:
     if is_safe_name(name_or_path) and (RUNS_DIR / name_or_path).is_dir():
         return RUNS_DIR / name_or_path
     names = run_names()
-    remedy = "ls checkpoints   (the runs that hold a checkpoint)" if names else "python train.py"
     raise PippinError(
         "P302",
         f"no run is called {name_or_path!r}.",
         choices=names,
-        remedy=f"{remedy}   (there is no run yet)" if not names else remedy,
+        remedy="ls checkpoints" if names else "python train.py   (there is no run yet)",
         kept="nothing was changed.",
     )
 

@@ -45,7 +45,7 @@ def _save(run: Run, val: Evaluation | None) -> None:
         path = run.backend.save(path, meta, optimizer=True).result()
     run.meta, run.checkpoint = meta, path
     if best:
-        _link_only_best(path)
+        _drop_other_best(link_best(path, run.folder / f"best{run.backend.suffix}"))
     prune(run.folder, keep=run.config.train.ckpt_keep, protect=(path,))
     about = {
         "step": state.step,
@@ -80,8 +80,9 @@ def mend_best(
             continue
         best = folder / f"best{path.suffix}"
         if step_of(best, open_checkpoint) != wanted:
+            link_best(path, best)
             tell(f"{best.name} is {path.name} again")
-        _link_only_best(path)
+        _drop_other_best(best)
         return
     steps = {name: step_of(folder / name, open_checkpoint) for name in BEST_FILES}
     for name, step in steps.items():
@@ -94,9 +95,8 @@ def mend_best(
             tell(f"{name} was of step {step}, the best is of step {wanted}; removed")
 
 
-def _link_only_best(path: Path) -> None:
-    """Make a checkpoint the best; one that the other framework wrote before is no more."""
-    best = link_best(path, path.with_name(f"best{path.suffix}"))
+def _drop_other_best(best: Path) -> None:
+    """Remove the best that the other framework wrote before."""
     for name in BEST_FILES:
         if name != best.name:
             best.with_name(name).unlink(missing_ok=True)

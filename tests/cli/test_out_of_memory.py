@@ -263,12 +263,14 @@ def swapping(budget_bytes):
     return read
 
 
-def test_a_run_that_swaps_is_made_smaller_before_it_fails(here, monkeypatch, capsys):
-    def watch(job):
-        budget = Budget(job.budget_bytes, is_shared=True)
-        return MemoryWatch(budget, read=swapping(job.budget_bytes), interval_s=None)
+def watch_that_swaps(job):
+    """The watch of a run, which reads what `swapping` gives at each step."""
+    budget = Budget(job.budget_bytes, is_shared=True)
+    return MemoryWatch(budget, read=swapping(job.budget_bytes), interval_s=None)
 
-    monkeypatch.setattr(execute, "_watch", watch)
+
+def test_a_run_that_swaps_is_made_smaller_before_it_fails(here, monkeypatch, capsys):
+    monkeypatch.setattr(execute, "_watch", watch_that_swaps)
     args = run_args(here, "train.total_steps=12", "train.ckpt_interval=50")
     assert train_here(*args, "--save-dir", "a") == 0
     out = capsys.readouterr().out
@@ -284,11 +286,7 @@ def test_a_run_that_swaps_is_made_smaller_before_it_fails(here, monkeypatch, cap
 
 
 def test_a_run_of_one_row_that_swaps_is_told_once_and_goes_on(here, monkeypatch, capsys):
-    def watch(job):
-        budget = Budget(job.budget_bytes, is_shared=True)
-        return MemoryWatch(budget, read=swapping(job.budget_bytes), interval_s=None)
-
-    monkeypatch.setattr(execute, "_watch", watch)
+    monkeypatch.setattr(execute, "_watch", watch_that_swaps)
     args = run_args(here, "train.total_steps=12", "train.micro_batch_size=1")
     assert train_here(*args, "--save-dir", "a") == 0
     assert capsys.readouterr().out.count("the run cannot be made smaller") == 1
